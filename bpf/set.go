@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/cilium/ebpf"
+)
+
+// Hook is a program and where it is attached.
+type Hook struct {
+	Program string // name in the object
+	Attach  ebpf.AttachType
+}
+
+// ContainerHooks returns what is attached to the cgroup of every container.
+func ContainerHooks() []Hook {
+	return []Hook{
+		{nodeProgSgSockCreate, ebpf.AttachCGroupInetSockCreate},
+		{nodeProgSgConnect4, ebpf.AttachCGroupInet4Connect},
+		{nodeProgSgConnect6, ebpf.AttachCGroupInet6Connect},
+		{nodeProgSgSendmsg4, ebpf.AttachCGroupUDP4Sendmsg},
+		{nodeProgSgSendmsg6, ebpf.AttachCGroupUDP6Sendmsg},
+		{nodeProgSgRecvmsg4, ebpf.AttachCGroupUDP4Recvmsg},
+		{nodeProgSgRecvmsg6, ebpf.AttachCGroupUDP6Recvmsg},
+		{nodeProgSgGetpeername4, ebpf.AttachCgroupInet4GetPeername},
+		{nodeProgSgGetpeername6, ebpf.AttachCgroupInet6GetPeername},
+		{nodeProgSgBind4, ebpf.AttachCGroupInet4Bind},
+		{nodeProgSgBind6, ebpf.AttachCGroupInet6Bind},
+		{nodeProgSgPostBind4, ebpf.AttachCGroupInet4PostBind},
+		{nodeProgSgPostBind6, ebpf.AttachCGroupInet6PostBind},
+		{nodeProgSgGetsockopt, ebpf.AttachCGroupGetsockopt},
+		{nodeProgSgSockops, ebpf.AttachCGroupSockOps},
+		{nodeProgSgEgress, ebpf.AttachCGroupInetEgress},
+		{nodeProgSgIngress, ebpf.AttachCGroupInetIngress},
+	}
+}
+
+// GuardHooks returns what is attached to the root cgroup, once a node.
+func GuardHooks() []Hook {
+	return []Hook{
+		{nodeProgSgGuardCreate, ebpf.AttachCGroupInetSockCreate},
+		{nodeProgSgGuardConnect4, ebpf.AttachCGroupInet4Connect},
+		{nodeProgSgGuardConnect6, ebpf.AttachCGroupInet6Connect},
+		{nodeProgSgGuardSendmsg4, ebpf.AttachCGroupUDP4Sendmsg},
+		{nodeProgSgGuardSendmsg6, ebpf.AttachCGroupUDP6Sendmsg},
+		{nodeProgSgGuardBind4, ebpf.AttachCGroupInet4Bind},
+		{nodeProgSgGuardBind6, ebpf.AttachCGroupInet6Bind},
+	}
+}
+
+// MapNames returns the names of all maps, sorted.
+func MapNames() []string {
+	return []string{
+		nodeMapContainerInfo, nodeMapContainers, nodeMapCounters, nodeMapDeviceProgs, nodeMapIdentity,
+		nodeMapListeners, nodeMapOrigdst, nodeMapPodAddrs, nodeMapPodCounters, nodeMapPodInfo, nodeMapPods,
+		nodeMapRules, nodeMapSocks,
+	}
+}
+
+// Maps are the maps that user space reads and writes. Whoever got it owns the
+// descriptors until Close.
+type Maps struct {
+	ContainerInfo *ebpf.Map `ebpf:"container_info"`
+	Containers    *ebpf.Map `ebpf:"containers"`
+	Counters      *ebpf.Map `ebpf:"counters"`
+	DeviceProgs   *ebpf.Map `ebpf:"device_progs"`
+	Identity      *ebpf.Map `ebpf:"identity"`
+	Listeners     *ebpf.Map `ebpf:"listeners"`
+	PodAddrs      *ebpf.Map `ebpf:"pod_addrs"`
+	PodCounters   *ebpf.Map `ebpf:"pod_counters"`
+	PodInfo       *ebpf.Map `ebpf:"pod_info"`
+	Pods          *ebpf.Map `ebpf:"pods"`
+	Rules         *ebpf.Map `ebpf:"rules"`
+}
+
+func (m *Maps) fields() map[string]**ebpf.Map {
+	return map[string]**ebpf.Map{
+		nodeMapContainerInfo: &m.ContainerInfo,
+		nodeMapContainers:    &m.Containers,
+		nodeMapCounters:      &m.Counters,
+		nodeMapDeviceProgs:   &m.DeviceProgs,
+		nodeMapIdentity:      &m.Identity,
+		nodeMapListeners:     &m.Listeners,
+		nodeMapPodAddrs:      &m.PodAddrs,
+		nodeMapPodCounters:   &m.PodCounters,
+		nodeMapPodInfo:       &m.PodInfo,
+		nodeMapPods:          &m.Pods,
+		nodeMapRules:         &m.Rules,
+	}
+}
+
+// OpenMaps opens every map through open, which gets the map's name.
+func OpenMaps(open func(name string) (*ebpf.Map, error)) (*Maps, error) {
+	m := new(Maps)
+	for name, f := range m.fields() {
+		got, err := open(name)
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("open map %s: %w", name, err), m.Close())
+		}
+		*f = got
+	}
+	return m, nil
+}
+
+// Close closes the descriptors.
+func (m *Maps) Close() error {
+	var errs []error
+	for _, f := range m.fields() {
+		errs = append(errs, (*f).Close())
+	}
+	return errors.Join(errs...)
+}
+
+// Node is the node object, loaded. The caller owns it until Close.
+type Node struct{ *ebpf.Collection }
+
+// LoadNode loads all shared programs and makes new, empty maps. It needs
+// CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, and Linux 6.1. A verifier error is
+// an *ebpf.VerifierError.
+func LoadNode() (*Node, error) {
+	spec, err := loadNode()
+	if err != nil {
+		return nil, fmt.Errorf("parse node object: %w", err)
+	}
+	coll, err := ebpf.NewCollection(spec)
+	if err != nil {
+		return nil, fmt.Errorf("load node object: %w", err)
+	}
+	for i, name := range []string{nodeProgSgDevice, nodeProgSgLoopback} { // enum sg_device_prog
+		if err := coll.Maps[nodeMapDeviceProgs].Put(uint32(i), coll.Programs[name]); err != nil {
+			coll.Close()
+			return nil, fmt.Errorf("put program %s into map %s: %w", name, nodeMapDeviceProgs, err)
+		}
+	}
+	return &Node{coll}, nil
+}
+
+// ProgramNames returns the names of the loaded programs, sorted.
+func (n *Node) ProgramNames() []string { return slices.Sorted(maps.Keys(n.Programs)) }
+
+// PodPrograms carry one pod's cookie. The caller owns them until Close.
+type PodPrograms struct {
+	Device   *ebpf.Program `ebpf:"sg_pod_device"`
+	Loopback *ebpf.Program `ebpf:"sg_pod_loopback"`
+	Lookup   *ebpf.Program `ebpf:"sg_pod_lookup"`
+}
+
+// LoadPod loads the programs of the pod with this network namespace cookie.
+// They use m's maps.
+func LoadPod(m *Maps, cookie uint64) (*PodPrograms, error) {
+	spec, err := loadPod()
+	if err != nil {
+		return nil, fmt.Errorf("parse pod object: %w", err)
+	}
+	if err := spec.Variables[podVarSgPodCookie].Set(cookie); err != nil {
+		return nil, fmt.Errorf("set cookie: %w", err)
+	}
+	p := new(PodPrograms)
+	err = spec.LoadAndAssign(p, &ebpf.CollectionOptions{MapReplacements: map[string]*ebpf.Map{
+		podMapDeviceProgs: m.DeviceProgs,
+		podMapListeners:   m.Listeners,
+		podMapPodCounters: m.PodCounters,
+		podMapPods:        m.Pods,
+		podMapRules:       m.Rules,
+	}})
+	if err != nil {
+		return nil, fmt.Errorf("load pod object: %w", err)
+	}
+	return p, nil
+}
+
+// Close closes the descriptors. Attached programs stay with their links.
+func (p *PodPrograms) Close() error {
+	return errors.Join(p.Device.Close(), p.Loopback.Close(), p.Lookup.Close())
+}

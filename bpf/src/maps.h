@@ -1,0 +1,167 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * maps.h: every map once, and who inserts and who deletes.
+ * All of them are pinned by user space below the ABI's directory.
+ */
+#ifndef SIDEGATE_MAPS_H
+#define SIDEGATE_MAPS_H
+
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+
+#include "abi.h"
+
+#define SG_MAX_PODS 4096
+#define SG_MAX_CONTAINERS 16384
+
+/*
+ * The managed pods, by the cookie of their network namespace.
+ * inserted by: user space, first container of a pod
+ * deleted by: user space, when nothing of the pod is left
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, SG_MAX_PODS);
+	__type(key, __u64);
+	__type(value, struct sg_pod);
+} pods SEC(".maps");
+
+/*
+ * The registered containers, by cgroup id. The guard believes a socket only
+ * while the container that made it is here.
+ * inserted by: user space at attach; deleted by: user space at detach or GC
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, SG_MAX_CONTAINERS);
+	__type(key, __u64);
+	__type(value, struct sg_container);
+} containers SEC(".maps");
+
+/*
+ * The container that a program is attached to: the storage of the attachment,
+ * so a process in a nested cgroup, a softirq and another task all find the
+ * container without walking up the tree. (BPF_MAP_TYPE_CGRP_STORAGE would need
+ * a walk and 6.2.)
+ * inserted by: the kernel at attach, zeroed; filled by user space
+ * deleted by: the kernel with the cgroup
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_CGROUP_STORAGE);
+	__type(key, __u64);
+	__type(value, struct sg_container);
+} identity SEC(".maps");
+
+/*
+ * What each socket of a managed pod is.
+ * inserted by: sg_sock_create, or the first hook that sees the socket
+ * deleted by: the kernel with the socket
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
+	__type(key, int);
+	__type(value, struct sg_sock);
+} socks SEC(".maps");
+
+/*
+ * The pods' own addresses.
+ * inserted and deleted by: user space with the pod
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, SG_MAX_PODS * 8);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct sg_pod_addr);
+	__type(value, __u8);
+} pod_addrs SEC(".maps");
+
+/*
+ * What may go round the sidecar.
+ * inserted and deleted by: user space with the pod
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 1 << 20);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct sg_rule_key);
+	__type(value, struct sg_rule);
+} rules SEC(".maps");
+
+/*
+ * Where a redirected connection wanted to go, until the sidecar accepted it.
+ * Not an LRU: an app that opens connections in a loop must not make those of
+ * others arrive without their destination. Full means refused.
+ * inserted by: sg_sockops TCP_CONNECT of the app, before its SYN is sent
+ * deleted by: sg_sockops PASSIVE_ESTABLISHED of the sidecar, or TCP_CLOSE of
+ * the app's socket
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1 << 17);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct sg_tuple);
+	__type(value, struct sg_orig);
+} origdst SEC(".maps");
+
+/*
+ * The sidecars' listening sockets.
+ * inserted by: sg_sockops TCP_LISTEN of a sidecar
+ * deleted by: the kernel when the socket closes
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_SOCKHASH);
+	__uint(max_entries, SG_MAX_PODS * 2 * SG_LISTENER_SLOTS);
+	__type(key, struct sg_listener_key);
+	__type(value, __u64);
+} listeners SEC(".maps");
+
+/*
+ * What the stubs of pod.bpf.c jump to, by enum sg_device_prog.
+ * inserted by: user space, with the programs; never deleted
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, SG_DEVICE_PROGS);
+	__type(key, __u32);
+	__type(value, __u32);
+} device_progs SEC(".maps");
+
+/*
+ * inserted by: user space with the container or pod, so that counting never
+ * allocates; deleted by: user space with it
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(max_entries, SG_MAX_CONTAINERS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u64); /* cgroup id */
+	__type(value, struct sg_counters);
+} counters SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(max_entries, SG_MAX_PODS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u64); /* netns cookie */
+	__type(value, struct sg_counters);
+} pod_counters SEC(".maps");
+
+/* For people: no program reads these two. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, SG_MAX_CONTAINERS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u64); /* cgroup id */
+	__type(value, struct sg_container_info);
+} container_info SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, SG_MAX_PODS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u64); /* netns cookie */
+	__type(value, struct sg_pod_info);
+} pod_info SEC(".maps");
+
+#endif

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * The object that is loaded once a pod. sk_lookup cannot ask for the network
+ * namespace it runs in on any kernel (and 127.0.0.1 is the same in all), tc
+ * cannot before 6.15: so the pod's cookie is a constant of these programs. A
+ * pod's first container waits for this load, hence an object of its own that
+ * holds what must be here and nothing else.
+ */
+#include "common.h"
+
+const volatile __u64 sg_pod_cookie = 0;
+
+#define SG_LO_IFINDEX 1 /* in every network namespace */
+
+SEC("tc")
+int sg_pod_device(struct __sk_buff *skb)
+{
+	skb->cb[0] = (__u32)sg_pod_cookie;
+	skb->cb[1] = sg_pod_cookie >> 32;
+	bpf_tail_call_static(skb, &device_progs, SG_DEVICE_EGRESS);
+	return SG_DEV_DROP;
+}
+
+SEC("tc")
+int sg_pod_loopback(struct __sk_buff *skb)
+{
+	skb->cb[0] = (__u32)sg_pod_cookie;
+	skb->cb[1] = sg_pod_cookie >> 32;
+	bpf_tail_call_static(skb, &device_progs, SG_DEVICE_LOOPBACK);
+	return SG_DEV_DROP;
+}
+
+SG_INLINE int sg_assign(struct bpf_sk_lookup *ctx, __u8 kind, __u8 ipv6)
+{
+	struct sg_listener_key key = {
+		.netns_cookie = sg_pod_cookie,
+		.kind = kind,
+		.ipv6 = ipv6,
+	};
+
+	for (int i = 0; i < SG_LISTENER_SLOTS; i++) {
+		struct bpf_sock *sk;
+		long err;
+
+		key.slot = i;
+		sk = bpf_map_lookup_elem(&listeners, &key);
+		if (!sk)
+			continue;
+		err = bpf_sk_assign(ctx, sk, 0);
+		bpf_sk_release(sk);
+		if (!err)
+			return 0;
+	}
+	return -1;
+}
+
+SEC("sk_lookup")
+int sg_pod_lookup(struct bpf_sk_lookup *ctx)
+{
+	__u64 cookie = sg_pod_cookie;
+	__u32 remote4 = ctx->remote_ip4;
+	struct sg_addr remote = sg_addr6(ctx->remote_ip6[0], ctx->remote_ip6[1],
+					 ctx->remote_ip6[2], ctx->remote_ip6[3]);
+	struct sg_pod *pod;
+	int outside, rule = 0;
+	__u32 steer;
+	__u8 kind;
+
+	sg_barrier();
+	if (ctx->protocol != SG_IPPROTO_TCP)
+		return SK_PASS;
+	pod = bpf_map_lookup_elem(&pods, &cookie);
+	if (!pod)
+		return SK_PASS;
+	outside = ctx->ingress_ifindex != SG_LO_IFINDEX;
+	if (outside) {
+		if (ctx->family == SG_AF_INET)
+			remote = sg_addr4(remote4);
+		rule = sg_rule_hit(cookie, SG_DIR_INGRESS, &remote,
+				   SG_IPPROTO_TCP, ctx->local_port, 0);
+	}
+	steer = sg_verdict_steer(ctx->local_port, outside, rule, pod);
+	switch (steer) {
+	case SG_STEER_NONE:
+		return SK_PASS;
+	case SG_STEER_INBOUND:
+		kind = SG_LISTEN_INBOUND;
+		break;
+	case SG_STEER_OUTBOUND:
+		kind = SG_LISTEN_OUTBOUND;
+		break;
+	default:
+		sg_count_pod(cookie, SG_DROP_OUTBOUND_PORT);
+		return SK_DROP;
+	}
+	/* An IPv6 listener that is not v6only takes IPv4 too. */
+	if (!sg_assign(ctx, kind, ctx->family == SG_AF_INET6) ||
+	    (ctx->family == SG_AF_INET && !sg_assign(ctx, kind, 1))) {
+		if (outside)
+			sg_count_pod(cookie, SG_COUNT_STEERED);
+		return SK_PASS;
+	}
+	sg_count_pod(cookie, SG_DROP_NO_LISTENER);
+	return SK_DROP;
+}
+
+char _license[] SEC("license") = "Dual BSD/GPL";

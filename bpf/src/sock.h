@@ -1,0 +1,310 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* sock.h: birth of a socket, its TCP events, and getsockopt. */
+#ifndef SIDEGATE_SOCK_H
+#define SIDEGATE_SOCK_H
+
+#include "common.h"
+
+#define SG_EPROTONOSUPPORT 93
+
+SEC("cgroup/sock_create")
+int sg_sock_create(struct bpf_sock *ctx)
+{
+	struct sg_container *self = sg_self();
+	struct sg_verdict v;
+	struct sg_pod *pod;
+	struct sg_sock *s;
+
+	if (!self)
+		return SG_REJECT;
+	pod = bpf_map_lookup_elem(&pods, &self->netns_cookie);
+	v = sg_verdict_socket(pod ? self->role : SG_ROLE_DEAD, ctx->type,
+			      ctx->protocol, pod && pod->non_tcp_allow);
+	if (v.action == SG_DENY) {
+		sg_count(self->cgroup_id, v.counter);
+		/* As on a kernel without the protocol: libraries fall back. */
+		if (v.counter == SG_DROP_PROTOCOL)
+			bpf_set_retval(-SG_EPROTONOSUPPORT);
+		return SG_REJECT;
+	}
+	s = bpf_sk_storage_get(&socks, ctx, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!s) {
+		sg_count(self->cgroup_id, SG_DROP_NO_MEMORY);
+		return SG_REJECT;
+	}
+	sg_sock_init(s, self);
+	return SG_PROCEED;
+}
+
+/*
+ * The connection as its client sees it. Both ends are read, as both families,
+ * before one is chosen: the verifier wants context offsets that are constants,
+ * and the compiler would rather choose the offset.
+ */
+SG_INLINE void sg_ops_tuple(struct bpf_sock_ops *ctx, __u64 cookie, int server,
+			    struct sg_tuple *t)
+{
+	__u16 lport = ctx->local_port;
+	__u16 rport = bpf_ntohl(ctx->remote_port);
+	__u32 local4 = ctx->local_ip4, remote4 = ctx->remote_ip4;
+	struct sg_addr local = sg_addr6(ctx->local_ip6[0], ctx->local_ip6[1],
+					ctx->local_ip6[2], ctx->local_ip6[3]);
+	struct sg_addr remote = sg_addr6(ctx->remote_ip6[0], ctx->remote_ip6[1],
+					 ctx->remote_ip6[2], ctx->remote_ip6[3]);
+
+	sg_barrier();
+	if (ctx->family == SG_AF_INET) {
+		local = sg_addr4(local4);
+		remote = sg_addr4(remote4);
+	}
+	__builtin_memset(t, 0, sizeof(*t));
+	t->netns_cookie = cookie;
+	t->saddr = server ? remote : local;
+	t->daddr = server ? local : remote;
+	t->sport = server ? rport : lport;
+	t->dport = server ? lport : rport;
+}
+
+/* The app's SYN is about to be sent: its source port is known now. */
+SG_INLINE void sg_ops_connect(struct bpf_sock_ops *ctx, struct sg_sock *s)
+{
+	struct sg_orig orig = s->orig;
+	struct sg_tuple t;
+
+	if (s->role != SG_ROLE_APP || !(s->flags & SG_SOCK_REDIRECTED))
+		return;
+	sg_ops_tuple(ctx, s->netns_cookie, 0, &t);
+	if (bpf_map_update_elem(&origdst, &t, &orig, BPF_ANY)) {
+		/* sg_egress stops the SYN: the flag below is not set. */
+		sg_count(s->cgroup_id, SG_DROP_ORIGDST_FULL);
+		return;
+	}
+	s->flags |= SG_SOCK_ORIGDST;
+	bpf_sock_ops_cb_flags_set(ctx, BPF_SOCK_OPS_STATE_CB_FLAG);
+}
+
+SG_INLINE void sg_ops_state(struct bpf_sock_ops *ctx, struct sg_sock *s)
+{
+	struct sg_tuple t;
+
+	if (ctx->args[1] != BPF_TCP_CLOSE || !(s->flags & SG_SOCK_ORIGDST))
+		return;
+	sg_ops_tuple(ctx, s->netns_cookie, 0, &t);
+	bpf_map_delete_elem(&origdst, &t);
+}
+
+/* The sidecar's new connection learns where it came from. */
+SG_INLINE void sg_ops_accept(struct bpf_sock_ops *ctx, struct sg_sock *s,
+			     const struct sg_pod *pod)
+{
+	struct sg_orig *orig;
+	struct sg_tuple t;
+
+	s->flags |= SG_SOCK_PASSIVE;
+	s->orig.family = 0; /* the listener's own, if it ever had one */
+	if (s->role != SG_ROLE_SIDECAR)
+		return;
+	sg_ops_tuple(ctx, s->netns_cookie, 1, &t);
+	orig = bpf_map_lookup_elem(&origdst, &t);
+	if (orig) {
+		s->orig = *orig;
+		bpf_map_delete_elem(&origdst, &t);
+		sg_count(s->cgroup_id, SG_COUNT_ACCEPT_OUT);
+	} else if (ctx->local_port != pod->outbound) {
+		sg_count(s->cgroup_id, SG_COUNT_ACCEPT_IN);
+	}
+}
+
+SG_INLINE void sg_ops_listen(struct bpf_sock_ops *ctx, struct sg_sock *s,
+			     const struct sg_pod *pod)
+{
+	struct sg_listener_key key = {};
+	__u32 port = ctx->local_port;
+
+	if (s->role != SG_ROLE_SIDECAR)
+		return;
+	if (port == pod->outbound)
+		key.kind = SG_LISTEN_OUTBOUND;
+	else if (port == pod->inbound)
+		key.kind = SG_LISTEN_INBOUND;
+	else
+		return;
+	key.netns_cookie = s->netns_cookie;
+	key.ipv6 = ctx->family == SG_AF_INET6;
+	for (int i = 0; i < SG_LISTENER_SLOTS; i++) {
+		key.slot = i;
+		if (!bpf_sock_hash_update(ctx, &listeners, &key, BPF_NOEXIST))
+			return;
+	}
+}
+
+SEC("sockops")
+int sg_sockops(struct bpf_sock_ops *ctx)
+{
+	struct sg_container *self;
+	struct bpf_sock *sk;
+	struct sg_pod *pod;
+	struct sg_sock *s;
+
+	switch (ctx->op) {
+	case BPF_SOCK_OPS_TCP_CONNECT_CB:
+	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
+	case BPF_SOCK_OPS_TCP_LISTEN_CB:
+	case BPF_SOCK_OPS_STATE_CB:
+		break;
+	default:
+		return 1;
+	}
+	self = sg_self();
+	sk = ctx->sk;
+	if (!self || !sk)
+		return 1;
+	s = bpf_sk_storage_get(&socks, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!s)
+		return 1;
+	if (!s->cgroup_id)
+		sg_sock_init(s, self);
+	/* A listener in a namespace that is not the pod's serves nobody. */
+	if (bpf_get_netns_cookie(ctx) != s->netns_cookie)
+		return 1;
+	pod = bpf_map_lookup_elem(&pods, &s->netns_cookie);
+	if (!pod)
+		return 1;
+	switch (ctx->op) {
+	case BPF_SOCK_OPS_TCP_CONNECT_CB:
+		sg_ops_connect(ctx, s);
+		break;
+	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
+		sg_ops_accept(ctx, s, pod);
+		break;
+	case BPF_SOCK_OPS_TCP_LISTEN_CB:
+		sg_ops_listen(ctx, s, pod);
+		break;
+	case BPF_SOCK_OPS_STATE_CB:
+		sg_ops_state(ctx, s);
+		break;
+	}
+	return 1;
+}
+
+/* Both are 80: linux/netfilter_ipv4.h, linux/netfilter_ipv6/ip6_tables.h. */
+#define SG_SO_ORIGINAL_DST 80
+#define SG_SOL_IP 0
+#define SG_SOL_IPV6 41
+
+#define SG_EINVAL 22
+
+struct sg_sockaddr_in {
+	__u16 family;
+	__be16 port;
+	__be32 addr;
+	__u8 zero[8];
+};
+
+struct sg_sockaddr_in6 {
+	__u16 family;
+	__be16 port;
+	__be32 flowinfo;
+	struct sg_addr addr;
+	__u32 scope_id;
+};
+
+/*
+ * Where a connection of the sidecar went before anything rewrote it, as
+ * netfilter's conntrack would know it: of an accepted one its destination,
+ * also where that is simply its local address; of one it opened, its peer.
+ */
+SG_INLINE int sg_original_dst(struct bpf_sock *sk, const struct sg_sock *s,
+			      struct sg_orig *o)
+{
+	int passive = s->flags & SG_SOCK_PASSIVE;
+	__u16 lport = sk->src_port, rport = bpf_ntohs(sk->dst_port);
+	__u32 local4 = sk->src_ip4, remote4 = sk->dst_ip4;
+	struct sg_addr local = sg_addr6(sk->src_ip6[0], sk->src_ip6[1],
+					sk->src_ip6[2], sk->src_ip6[3]);
+	struct sg_addr remote = sg_addr6(sk->dst_ip6[0], sk->dst_ip6[1],
+					 sk->dst_ip6[2], sk->dst_ip6[3]);
+
+	sg_barrier();
+	if (s->orig.family) {
+		*o = s->orig;
+		return 0;
+	}
+	switch (sk->state) {
+	case BPF_TCP_ESTABLISHED:
+	case BPF_TCP_FIN_WAIT1:
+	case BPF_TCP_FIN_WAIT2:
+	case BPF_TCP_CLOSE_WAIT:
+	case BPF_TCP_LAST_ACK:
+	case BPF_TCP_CLOSING:
+		break;
+	default:
+		return -1;
+	}
+	if (sk->family == SG_AF_INET) {
+		local = sg_addr4(local4);
+		remote = sg_addr4(remote4);
+	}
+	o->addr = passive ? local : remote;
+	o->port = passive ? lport : rport;
+	o->family = sg_is_v4(&o->addr) ? SG_AF_INET : SG_AF_INET6;
+	return 0;
+}
+
+SEC("cgroup/getsockopt")
+int sg_getsockopt(struct bpf_sockopt *ctx)
+{
+	__s32 len = ctx->optlen;
+	struct bpf_sock *sk = ctx->sk;
+	void *end = ctx->optval_end;
+	void *val = ctx->optval;
+	struct sg_orig o = {};
+	struct sg_sock *s;
+
+	if (ctx->optname != SG_SO_ORIGINAL_DST ||
+	    (ctx->level != SG_SOL_IP && ctx->level != SG_SOL_IPV6))
+		goto untouched;
+	if (!sk || sk->protocol != SG_IPPROTO_TCP)
+		goto untouched;
+	s = bpf_sk_storage_get(&socks, sk, 0, 0);
+	if (!s || s->role != SG_ROLE_SIDECAR)
+		goto untouched;
+	if (sg_original_dst(sk, s, &o))
+		goto untouched;
+	if (ctx->level == SG_SOL_IP) {
+		struct sg_sockaddr_in *sin = val;
+
+		if (o.family != SG_AF_INET)
+			goto untouched;
+		if (len < (__s32)sizeof(*sin) || (void *)(sin + 1) > end)
+			goto too_short;
+		__builtin_memset(sin, 0, sizeof(*sin));
+		sin->family = SG_AF_INET;
+		sin->port = bpf_htons(o.port);
+		__builtin_memcpy(&sin->addr, &o.addr.b[12], 4);
+		ctx->optlen = sizeof(*sin);
+	} else {
+		struct sg_sockaddr_in6 *sin6 = val;
+
+		if (o.family != SG_AF_INET6)
+			goto untouched;
+		if (len < (__s32)sizeof(*sin6) || (void *)(sin6 + 1) > end)
+			goto too_short;
+		__builtin_memset(sin6, 0, sizeof(*sin6));
+		sin6->family = SG_AF_INET6;
+		sin6->port = bpf_htons(o.port);
+		sin6->addr = o.addr;
+		ctx->optlen = sizeof(*sin6);
+	}
+	ctx->retval = 0;
+	return 1;
+
+too_short:
+	bpf_set_retval(-SG_EINVAL);
+untouched:
+	/* 0: the kernel keeps its own value and length, of any size. */
+	ctx->optlen = 0;
+	return 1;
+}
+
+#endif

@@ -1,0 +1,361 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cgroups
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/cilium/ebpf"
+
+	"sidegate/bpf"
+	"sidegate/policy"
+)
+
+// Container is what a front-end knows of a container that is about to start.
+type Container struct {
+	ID      string // the runtime's id
+	Name    string // what people call it; may be empty
+	Pod     string // sandbox id or name; may be empty
+	Runtime string // which front-end registers it
+	Role    policy.Role
+	Policy  *policy.Compiled
+	PID     int // its init process, which must not have run yet
+}
+
+func (c *Container) String() string { return cmp.Or(c.Name, c.ID) }
+
+// Attached says what Attach did.
+type Attached struct {
+	Cookie   uint64 // of the pod's network namespace
+	CgroupID uint64
+}
+
+// Attach makes the container's pod a managed one if it is not yet, registers
+// the container and attaches all programs to its cgroup: all or nothing. A
+// container that is attached already is left as it is.
+func (s *Store) Attach(c *Container) (att Attached, err error) {
+	role, err := bpfRole(c)
+	if err != nil {
+		return att, err
+	}
+	ns, err := NetnsOf(c.PID)
+	if err != nil {
+		return att, err
+	}
+	defer ns.Close()
+	host, err := ns.isHost()
+	if err != nil {
+		return att, err
+	}
+	if host {
+		return att, fmt.Errorf("container %s shares the host's network namespace, which cannot be enforced: "+
+			"give its pod a network of its own, or take its sidegate/* annotations away", c)
+	}
+	cg, err := s.mount.Of(c.PID)
+	if err != nil {
+		return att, err
+	}
+	defer cg.Close()
+	if cg.Path == s.mount.Root || cg.Path == "/" {
+		return att, fmt.Errorf("container %s runs in the root cgroup: its runtime must give it one of its own (cgroup v2)", c)
+	}
+	att = Attached{Cookie: ns.Cookie, CgroupID: cg.ID}
+
+	dir := s.path("containers", cg.ID)
+	if _, err := os.Stat(dir); err == nil {
+		return att, nil // createRuntime and prestart both listed
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return att, fmt.Errorf("look for container: %w", err)
+	}
+	if err := s.checkSidecar(c, role, ns.Cookie); err != nil {
+		return att, err
+	}
+	undoPod, err := s.ensurePod(c, ns)
+	if err != nil {
+		return att, fmt.Errorf("manage pod of container %s: %w", c, err)
+	}
+	entry := bpf.Container{NetnsCookie: ns.Cookie, CgroupId: cg.ID, Role: role}
+	err = s.transaction(dir, func(tmp string) error {
+		if err := s.putContainer(c, ns, entry); err != nil {
+			return err
+		}
+		if err := attachAll(cg, bpf.ContainerHooks(), tmp, s.program); err != nil {
+			return err
+		}
+		// The kernel made the storage with the first link, zeroed: a dead role.
+		if err := s.maps.Identity.Update(cg.ID, entry, ebpf.UpdateExist); err != nil {
+			return fmt.Errorf("set identity of cgroup %s: %w", cg.Path, err)
+		}
+		return nil
+	})
+	if err != nil {
+		return att, errors.Join(fmt.Errorf("attach container %s: %w", c, explain(err)),
+			s.deleteContainer(cg.ID), undoPod())
+	}
+	return att, nil
+}
+
+// bpfRole is the role as the programs know it.
+func bpfRole(c *Container) (bpf.Role, error) {
+	switch c.Role {
+	case policy.RoleApp:
+		return bpf.RoleApp, nil
+	case policy.RoleSidecar:
+		return bpf.RoleSidecar, nil
+	case policy.RoleNone:
+		return bpf.RoleExempt, nil
+	case policy.RoleInit:
+		switch c.Policy.Init {
+		case policy.InitSidecar:
+			return bpf.RoleApp, nil
+		case policy.InitDirect:
+			return bpf.RoleExempt, nil
+		case policy.InitDeny:
+			return bpf.RoleDenied, nil
+		}
+	}
+	return bpf.RoleDead, fmt.Errorf("container %s has no role: set sidegate/role", c)
+}
+
+// checkSidecar refuses a second living sidecar: ports can have one owner.
+func (s *Store) checkSidecar(c *Container, role bpf.Role, cookie uint64) error {
+	if role != bpf.RoleSidecar {
+		return nil
+	}
+	var id uint64
+	var other bpf.Container
+	for it := s.maps.Containers.Iterate(); it.Next(&id, &other); {
+		if other.NetnsCookie != cookie || other.Role != bpf.RoleSidecar {
+			continue
+		}
+		_, alive, err := s.mount.PathOf(id)
+		if err != nil {
+			return err
+		}
+		if !alive {
+			continue
+		}
+		info, err := s.info(id)
+		if err != nil {
+			return err
+		}
+		return fmt.Errorf("container %s wants to be the sidecar of a pod that has one, %s: a pod has one sidecar, "+
+			"give one of them sidegate/role=app or stop the other", c, infoName(info))
+	}
+	return nil
+}
+
+func infoName(i bpf.ContainerInfo) string {
+	return cmp.Or(bpf.CString(i.Name[:]), bpf.CString(i.Id[:]))
+}
+
+func (s *Store) info(id uint64) (bpf.ContainerInfo, error) {
+	var info bpf.ContainerInfo
+	if err := s.maps.ContainerInfo.Lookup(id, &info); err != nil {
+		return info, fmt.Errorf("look up container of cgroup %d: %w", id, err)
+	}
+	return info, nil
+}
+
+func (s *Store) putContainer(c *Container, ns *Netns, entry bpf.Container) error {
+	info := bpf.ContainerInfo{
+		Role:       uint8(c.Role),
+		Pid:        uint32(c.PID),
+		NetnsIno:   ns.Ino,
+		AttachedNs: uint64(time.Now().UnixNano()),
+	}
+	bpf.SetCString(info.Id[:], c.ID)
+	bpf.SetCString(info.Name[:], c.Name)
+	bpf.SetCString(info.Pod[:], c.Pod)
+	bpf.SetCString(info.Policy[:], c.Policy.Name)
+	bpf.SetCString(info.Runtime[:], c.Runtime)
+	if err := s.maps.ContainerInfo.Put(entry.CgroupId, info); err != nil {
+		return fmt.Errorf("put container info: %w", err)
+	}
+	if err := putCounters(s.maps.Counters, entry.CgroupId); err != nil {
+		return err
+	}
+	if err := s.maps.Containers.Put(entry.CgroupId, entry); err != nil {
+		return fmt.Errorf("put container: %w", err)
+	}
+	return nil
+}
+
+// putCounters makes an entry of zeros, one a possible CPU.
+func putCounters(m *ebpf.Map, key uint64) error {
+	cpus, err := ebpf.PossibleCPU()
+	if err != nil {
+		return fmt.Errorf("count CPUs: %w", err)
+	}
+	if err := m.Put(key, make([]bpf.Counters, cpus)); err != nil {
+		return fmt.Errorf("put counters: %w", err)
+	}
+	return nil
+}
+
+// deleteContainer removes everything of a container. Its sockets die first:
+// the guard stops believing them before the programs are gone.
+func (s *Store) deleteContainer(cgroupID uint64) error {
+	var errs []error
+	for _, m := range []*ebpf.Map{s.maps.Containers, s.maps.Counters, s.maps.ContainerInfo} {
+		if err := m.Delete(cgroupID); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			errs = append(errs, fmt.Errorf("delete container of cgroup %d: %w", cgroupID, err))
+		}
+	}
+	if err := os.RemoveAll(s.path("containers", cgroupID)); err != nil {
+		errs = append(errs, fmt.Errorf("detach container of cgroup %d: %w", cgroupID, err))
+	}
+	return errors.Join(errs...)
+}
+
+// Detach forgets the container with this runtime id, which must have ended,
+// and its pod if nothing of it is left. It tells whether it knew the container.
+func (s *Store) Detach(id string) (bool, error) {
+	cgroupIDs, err := s.cgroupsOf(id)
+	if err != nil {
+		return false, err
+	}
+	for _, cg := range cgroupIDs {
+		if err := s.deleteContainer(cg); err != nil {
+			return true, err
+		}
+	}
+	_, err = s.Collect()
+	return len(cgroupIDs) > 0, err
+}
+
+func (s *Store) cgroupsOf(id string) ([]uint64, error) {
+	if len(id) > bpf.NameLen {
+		id = id[:bpf.NameLen]
+	}
+	var found []uint64
+	var cg uint64
+	var info bpf.ContainerInfo
+	it := s.maps.ContainerInfo.Iterate()
+	for it.Next(&cg, &info) {
+		if bpf.CString(info.Id[:]) == id {
+			found = append(found, cg)
+		}
+	}
+	if err := it.Err(); err != nil {
+		return nil, fmt.Errorf("list containers: %w", err)
+	}
+	return found, nil
+}
+
+// Collected counts what Collect removed.
+type Collected struct{ Containers, Pods int }
+
+// Collect removes containers whose cgroup is gone and pods in whose namespace
+// no container is registered and no process lives: what ended without a hook.
+// A pod whose containers are down stays closed while anything runs in it.
+func (s *Store) Collect() (Collected, error) {
+	var n Collected
+	ids, err := s.registered()
+	if err != nil {
+		return n, err
+	}
+	for _, id := range ids {
+		_, alive, err := s.mount.PathOf(id)
+		if err != nil {
+			return n, err
+		}
+		if alive {
+			continue
+		}
+		if err := s.deleteContainer(id); err != nil {
+			return n, err
+		}
+		n.Containers++
+	}
+	if err := s.sweep(); err != nil {
+		return n, err
+	}
+	n.Pods, err = s.collectPods()
+	return n, err
+}
+
+// registered returns all cgroup ids that have pins or a map entry.
+func (s *Store) registered() ([]uint64, error) {
+	ids, err := s.ids("containers")
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range []*ebpf.Map{s.maps.Containers, s.maps.ContainerInfo, s.maps.Counters} {
+		keys, err := keysOf[uint64](m)
+		if err != nil {
+			return nil, err
+		}
+		ids = append(ids, keys...)
+	}
+	slices.Sort(ids)
+	return slices.Compact(ids), nil
+}
+
+// sweep removes transactions that their process did not live to finish.
+func (s *Store) sweep() error {
+	for _, sub := range []string{"containers", "pods"} {
+		entries, err := os.ReadDir(filepath.Join(s.dir, sub))
+		if err != nil {
+			return fmt.Errorf("list %s: %w", sub, err)
+		}
+		for _, e := range entries {
+			if strings.HasPrefix(e.Name(), tmpPrefix) {
+				if err := os.RemoveAll(filepath.Join(s.dir, sub, e.Name())); err != nil {
+					return fmt.Errorf("sweep unfinished attach: %w", err)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// waitInterval is how often WaitSidecar looks.
+const waitInterval = 10 * time.Millisecond
+
+// WaitSidecar returns when the sidecar of the pod listens on its outbound
+// port. It holds no lock, so that the sidecar can be attached meanwhile.
+func WaitSidecar(ctx context.Context, state string, cookie uint64) error {
+	m, err := ebpf.LoadPinnedMap(filepath.Join(state, fmt.Sprintf("v%d", bpf.ABI), "maps", "listeners"), nil)
+	if err != nil {
+		return fmt.Errorf("open map listeners: %w", err)
+	}
+	defer m.Close()
+	for {
+		ok, err := hasListener(m, cookie)
+		if err != nil || ok {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(waitInterval):
+		}
+	}
+}
+
+func hasListener(m *ebpf.Map, cookie uint64) (bool, error) {
+	key := bpf.ListenerKey{NetnsCookie: cookie, Kind: bpf.ListenOutbound}
+	for v6 := range uint8(2) {
+		for slot := range uint8(bpf.ListenerSlots) {
+			key.Ipv6, key.Slot = v6, slot
+			var sock uint64
+			switch err := m.Lookup(key, &sock); {
+			case err == nil:
+				return true, nil
+			case !errors.Is(err, ebpf.ErrKeyNotExist):
+				return false, fmt.Errorf("look up listener: %w", err)
+			}
+		}
+	}
+	return false, nil
+}

@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cgroups
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"strconv"
+
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// Netns is an open network namespace. Whoever got it closes it.
+type Netns struct {
+	Handle netns.NsHandle
+	Dev    uint64 // with Ino what nsfs calls it
+	Ino    uint64
+	Cookie uint64 // what BPF calls it (bpf_get_netns_cookie), never used again
+}
+
+// NetnsOf returns the network namespace of process pid.
+func NetnsOf(pid int) (*Netns, error) {
+	return OpenNetns(fmt.Sprintf("/proc/%d/ns/net", pid))
+}
+
+// OpenNetns opens a network namespace by the path of its nsfs file.
+func OpenNetns(path string) (*Netns, error) {
+	h, err := netns.GetFromPath(path)
+	if err != nil {
+		return nil, fmt.Errorf("open network namespace %s: %w", path, err)
+	}
+	n := &Netns{Handle: h}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(h), &st); err != nil {
+		return nil, errors.Join(fmt.Errorf("stat network namespace %s: %w", path, err), n.Close())
+	}
+	n.Dev, n.Ino = st.Dev, st.Ino
+	err = n.Do(func() error {
+		// A UNIX socket has the cookie too, and no guard refuses it.
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return fmt.Errorf("open socket: %w", err)
+		}
+		defer unix.Close(fd)
+		n.Cookie, err = unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+		if err != nil {
+			return fmt.Errorf("get SO_NETNS_COOKIE: %w", err)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("identify network namespace %s: %w", path, err), n.Close())
+	}
+	return n, nil
+}
+
+// Close closes the handle.
+func (n *Netns) Close() error { return n.Handle.Close() }
+
+// Do runs f inside the namespace, on a thread that ends with f: nothing can
+// leak into another goroutine, even if f panics.
+func (n *Netns) Do(f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlocks
+		if err := netns.Set(n.Handle); err != nil {
+			done <- fmt.Errorf("enter network namespace: %w", err)
+			return
+		}
+		done <- f()
+	}()
+	return <-done
+}
+
+// isHost tells whether n is the namespace of this process or of init: managing
+// it would be managing the host. Where init may not be looked at, as by a
+// runtime without all capabilities, this process has to do: its thread, since
+// Do may have taken the first thread, which /proc/self stands for.
+func (n *Netns) isHost() (bool, error) {
+	for _, p := range []string{"/proc/thread-self/ns/net", "/proc/1/ns/net"} {
+		var st unix.Stat_t
+		err := unix.Stat(p, &st)
+		if errors.Is(err, unix.EACCES) {
+			continue
+		}
+		if err != nil {
+			return false, fmt.Errorf("stat %s: %w", p, err)
+		}
+		if st.Dev == n.Dev && st.Ino == n.Ino {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// eachNetns calls f with the namespace, by inode, of every process.
+func eachNetns(f func(pid int, ino uint64)) error {
+	procs, err := os.ReadDir("/proc")
+	if err != nil {
+		return fmt.Errorf("list processes: %w", err)
+	}
+	for _, p := range procs {
+		pid, err := strconv.Atoi(p.Name())
+		if err != nil {
+			continue
+		}
+		var st unix.Stat_t
+		// A process that ended meanwhile, or a zombie, has no namespace.
+		if unix.Stat("/proc/"+p.Name()+"/ns/net", &st) == nil {
+			f(pid, st.Ino)
+		}
+	}
+	return nil
+}
+
+// netnsInUse tells which namespaces, by inode, have a process.
+func netnsInUse() (map[uint64]bool, error) {
+	used := make(map[uint64]bool)
+	err := eachNetns(func(_ int, ino uint64) { used[ino] = true })
+	return used, err
+}
+
+// processIn returns a process in the namespace with this inode, or 0.
+func processIn(want uint64) (int, error) {
+	found := 0
+	err := eachNetns(func(pid int, ino uint64) {
+		if ino == want {
+			found = pid
+		}
+	})
+	return found, err
+}
+
+// inNewNetns runs f in a network namespace that ends with it.
+func inNewNetns(f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlocks
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			done <- fmt.Errorf("make network namespace: %w", err)
+			return
+		}
+		done <- f()
+	}()
+	return <-done
+}

@@ -1,0 +1,371 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cgroups
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
+
+	"sidegate/bpf"
+	"sidegate/policy"
+)
+
+const (
+	pinLookup   = "lookup"
+	pinLoopback = "loopback"
+	pinDevice   = "device-" // and the device's index
+)
+
+// ensurePod makes the container's network namespace a managed pod, or checks
+// that it is one under the same policy. The returned func undoes what it did.
+func (s *Store) ensurePod(c *Container, ns *Netns) (undo func() error, err error) {
+	undo = func() error { return nil }
+	want, err := podEntry(c.Policy)
+	if err != nil {
+		return undo, err
+	}
+	var have bpf.Pod
+	switch err := s.maps.Pods.Lookup(ns.Cookie, &have); {
+	case err == nil:
+		return undo, s.checkPolicy(c, ns, want, have)
+	case !errors.Is(err, ebpf.ErrKeyNotExist):
+		return undo, fmt.Errorf("look up pod: %w", err)
+	}
+	undo = func() error { return s.removePod(ns.Cookie) }
+	if err := s.addPod(c, ns, want); err != nil {
+		return undo, errors.Join(explain(err), undo())
+	}
+	return undo, nil
+}
+
+// checkPolicy compares with what the pod's first container brought. One pod
+// has one set of ports and rules.
+func (s *Store) checkPolicy(c *Container, ns *Netns, want, have bpf.Pod) error {
+	var info bpf.PodInfo
+	if err := s.maps.PodInfo.Lookup(ns.Cookie, &info); err != nil {
+		return fmt.Errorf("look up pod: %w", err)
+	}
+	name := bpf.CString(info.Policy[:])
+	if name != c.Policy.Name {
+		return fmt.Errorf("pod is under policy %q, container %s asks for %q: one pod has one policy, "+
+			"set sidegate/policy=%s on this container too", name, c, c.Policy.Name, name)
+	}
+	if want != have {
+		return fmt.Errorf("policy %q has changed since this pod started: recreate the pod to apply it", name)
+	}
+	return nil
+}
+
+// podEntry translates a policy's ports.
+func podEntry(p *policy.Compiled) (bpf.Pod, error) {
+	e := bpf.Pod{Outbound: p.Outbound, Inbound: p.Inbound, Dns: p.DNS}
+	if p.NonTCP == policy.ActionAllow {
+		e.NonTcpAllow = 1
+	}
+	if len(p.Reserved) > bpf.MaxReserved {
+		return e, fmt.Errorf("policy %q reserves %d ranges of ports, at most %d can be enforced", p.Name, len(p.Reserved), bpf.MaxReserved)
+	}
+	for i, r := range p.Reserved {
+		e.Reserved[i] = bpf.Ports{Lo: r.First, Hi: r.Last}
+	}
+	e.Nreserved = uint8(len(p.Reserved))
+	return e, nil
+}
+
+// addPod attaches what a pod needs and makes the pod known last: from then on
+// the guard closes its namespace. The caller undoes it on error.
+func (s *Store) addPod(c *Container, ns *Netns, entry bpf.Pod) error {
+	progs, err := bpf.LoadPod(s.maps, ns.Cookie)
+	if err != nil {
+		return err
+	}
+	defer progs.Close()
+	info := bpf.PodInfo{NetnsIno: ns.Ino, NetnsDev: ns.Dev}
+	bpf.SetCString(info.Pod[:], cmp.Or(c.Pod, c.ID))
+	bpf.SetCString(info.Policy[:], c.Policy.Name)
+	if err := s.maps.PodInfo.Put(ns.Cookie, info); err != nil {
+		return fmt.Errorf("put pod info: %w", err)
+	}
+	if err := putCounters(s.maps.PodCounters, ns.Cookie); err != nil {
+		return err
+	}
+	if err := s.putRules(ns.Cookie, c.Policy); err != nil {
+		return err
+	}
+	return s.transaction(s.path("pods", ns.Cookie), func(tmp string) error {
+		err := ns.Do(func() error {
+			if err := s.putAddrs(ns.Cookie); err != nil {
+				return err
+			}
+			if err := attachDevices(progs, tmp); err != nil {
+				return err
+			}
+			return reservePorts("/proc/sys/net/ipv4", c.Policy.Reserved)
+		})
+		if err != nil {
+			return err
+		}
+		l, err := link.AttachNetNs(int(ns.Handle), progs.Lookup)
+		if err != nil {
+			return fmt.Errorf("attach sk_lookup: %w", err)
+		}
+		defer l.Close()
+		if err := l.Pin(filepath.Join(tmp, pinLookup)); err != nil {
+			return err
+		}
+		if err := s.maps.Pods.Put(ns.Cookie, entry); err != nil {
+			return fmt.Errorf("put pod: %w", err)
+		}
+		return nil
+	})
+}
+
+// attachDevices attaches to every device of the current namespace.
+func attachDevices(progs *bpf.PodPrograms, dir string) error {
+	links, err := netlink.LinkList()
+	if err != nil {
+		return fmt.Errorf("list devices: %w", err)
+	}
+	for _, l := range links {
+		a := l.Attrs()
+		hook := deviceHook{dev: l, prog: progs.Device, attach: ebpf.AttachTCXEgress, pin: filepath.Join(dir, fmt.Sprint(pinDevice, a.Index))}
+		if l.Type() == "loopback" || a.Name == "lo" {
+			hook.prog, hook.attach, hook.pin = progs.Loopback, ebpf.AttachTCXIngress, filepath.Join(dir, pinLoopback)
+		}
+		if err := hook.do(); err != nil {
+			return fmt.Errorf("attach to device %s: %w", a.Name, err)
+		}
+	}
+	return nil
+}
+
+// putAddrs records the addresses of the current namespace as the pod's own.
+func (s *Store) putAddrs(cookie uint64) error {
+	addrs, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return fmt.Errorf("list addresses: %w", err)
+	}
+	for _, a := range addrs {
+		ip, ok := netip.AddrFromSlice(a.IP)
+		if !ok {
+			continue
+		}
+		key := bpf.PodAddr{NetnsCookie: cookie, Addr: bpf.AddrFrom(ip)}
+		if err := s.maps.PodAddrs.Put(key, uint8(1)); err != nil {
+			return fmt.Errorf("put address %s: %w", ip, err)
+		}
+	}
+	return nil
+}
+
+func (s *Store) putRules(cookie uint64, p *policy.Compiled) error {
+	for _, d := range []struct {
+		dir   bpf.Dir
+		rules []policy.Rule
+	}{{bpf.DirEgress, p.Egress}, {bpf.DirIngress, p.Ingress}} {
+		for key, rule := range groupRules(cookie, d.dir, d.rules) {
+			if err := s.maps.Rules.Put(key, rule); err != nil {
+				return fmt.Errorf("put rule: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
+// groupRules makes one entry a prefix. The compiled policy has copied the
+// ranges of covering prefixes already, and keeps bpf.MaxRulePorts.
+func groupRules(cookie uint64, dir bpf.Dir, rules []policy.Rule) map[bpf.RuleKey]bpf.Rule {
+	m := make(map[bpf.RuleKey]bpf.Rule)
+	for _, r := range rules {
+		key := bpf.NewRuleKey(cookie, dir, r.Prefix)
+		e := m[key]
+		e.P[e.N] = bpf.RulePort{Lo: r.Ports.First, Hi: r.Ports.Last, Proto: bpfProto(r.Proto)}
+		e.N++
+		m[key] = e
+	}
+	return m
+}
+
+func bpfProto(p policy.Proto) bpf.Proto {
+	switch p {
+	case policy.ProtoTCP:
+		return bpf.ProtoTCP
+	case policy.ProtoUDP:
+		return bpf.ProtoUDP
+	default:
+		return bpf.ProtoAny
+	}
+}
+
+// removePod opens a pod's namespace again and removes all that it had.
+func (s *Store) removePod(cookie uint64) error {
+	errs := []error{s.removeFilters(cookie)}
+	if err := os.RemoveAll(s.path("pods", cookie)); err != nil {
+		errs = append(errs, fmt.Errorf("detach pod %d: %w", cookie, err))
+	}
+	errs = append(errs,
+		deleteKeys(s.maps.PodAddrs, func(k *bpf.PodAddr) bool { return k.NetnsCookie == cookie }),
+		deleteKeys(s.maps.Rules, func(k *bpf.RuleKey) bool { return k.NetnsCookie == cookie }))
+	for _, m := range []*ebpf.Map{s.maps.Pods, s.maps.PodCounters, s.maps.PodInfo} {
+		if err := m.Delete(cookie); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			errs = append(errs, fmt.Errorf("delete pod %d: %w", cookie, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// keysOf returns all keys of m. They are gathered before anything is deleted:
+// a map that shrinks under its iterator starts over.
+func keysOf[K any](m *ebpf.Map) ([]K, error) {
+	var keys []K
+	var next K
+	err := m.NextKey(nil, &next)
+	for ; err == nil; err = m.NextKey(&keys[len(keys)-1], &next) {
+		keys = append(keys, next)
+	}
+	if !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil, fmt.Errorf("list %s: %w", m, err)
+	}
+	return keys, nil
+}
+
+// deleteKeys deletes the keys that match.
+func deleteKeys[K any](m *ebpf.Map, match func(*K) bool) error {
+	keys, err := keysOf[K](m)
+	if err != nil {
+		return err
+	}
+	for i := range keys {
+		if !match(&keys[i]) {
+			continue
+		}
+		if err := m.Delete(&keys[i]); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("delete from %s: %w", m, err)
+		}
+	}
+	return nil
+}
+
+// collectPods removes the pods that nothing is left of.
+func (s *Store) collectPods() (int, error) {
+	cookies, err := s.podCookies()
+	if err != nil || len(cookies) == 0 {
+		return 0, err
+	}
+	busy := make(map[uint64]bool)
+	var id uint64
+	var c bpf.Container
+	it := s.maps.Containers.Iterate()
+	for it.Next(&id, &c) {
+		busy[c.NetnsCookie] = true
+	}
+	if err := it.Err(); err != nil {
+		return 0, fmt.Errorf("list containers: %w", err)
+	}
+	var used map[uint64]bool
+	n := 0
+	for _, cookie := range cookies {
+		if busy[cookie] {
+			continue
+		}
+		if used == nil {
+			if used, err = netnsInUse(); err != nil {
+				return n, err
+			}
+		}
+		var info bpf.PodInfo
+		err := s.maps.PodInfo.Lookup(cookie, &info)
+		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return n, fmt.Errorf("look up pod: %w", err)
+		}
+		if err == nil && used[info.NetnsIno] {
+			continue
+		}
+		if err := s.removePod(cookie); err != nil {
+			return n, err
+		}
+		n++
+	}
+	return n, nil
+}
+
+// podCookies returns all pods that have pins or a map entry, sorted.
+func (s *Store) podCookies() ([]uint64, error) {
+	cookies, err := s.ids("pods")
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range []*ebpf.Map{s.maps.Pods, s.maps.PodInfo} {
+		keys, err := keysOf[uint64](m)
+		if err != nil {
+			return nil, err
+		}
+		cookies = append(cookies, keys...)
+	}
+	slices.Sort(cookies)
+	return slices.Compact(cookies), nil
+}
+
+// reservePorts keeps the kernel from choosing a port of the sidecar as a
+// client's: such a choice passes no bind hook, and the sidecar could not start
+// while the client's connection lives. dir is the namespace's net/ipv4.
+func reservePorts(dir string, reserved []policy.PortRange) error {
+	var lo, hi uint16
+	b, err := os.ReadFile(filepath.Join(dir, "ip_local_port_range"))
+	if err != nil {
+		return fmt.Errorf("read local port range: %w", err)
+	}
+	if _, err := fmt.Sscan(string(b), &lo, &hi); err != nil {
+		return fmt.Errorf("read local port range %q: %w", b, err)
+	}
+	var add []string
+	for _, r := range reserved {
+		if r.Last >= lo && r.First <= hi {
+			add = append(add, fmt.Sprintf("%d-%d", r.First, r.Last))
+		}
+	}
+	if len(add) == 0 {
+		return nil
+	}
+	file := filepath.Join(dir, "ip_local_reserved_ports")
+	b, err = os.ReadFile(file)
+	if err != nil {
+		return fmt.Errorf("read reserved ports: %w", err)
+	}
+	if have := strings.TrimSpace(string(b)); have != "" {
+		add = append(add, have)
+	}
+	if err := os.WriteFile(file, []byte(strings.Join(add, ",")), 0); err != nil {
+		return fmt.Errorf("reserve the sidecar's ports: %w", err)
+	}
+	return nil
+}
+
+// PolicyOf returns the name of the policy of the pod that process pid is in,
+// or "" if it is in no managed pod.
+func (s *Store) PolicyOf(pid int) (string, error) {
+	ns, err := NetnsOf(pid)
+	if err != nil {
+		return "", err
+	}
+	defer ns.Close()
+	var info bpf.PodInfo
+	err = s.maps.PodInfo.Lookup(ns.Cookie, &info)
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("look up pod: %w", err)
+	}
+	return bpf.CString(info.Policy[:]), nil
+}

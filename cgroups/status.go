@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cgroups
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/cilium/ebpf"
+
+	"sidegate/bpf"
+	"sidegate/policy"
+)
+
+// Status is all that the state says, as JSON has it.
+type Status struct {
+	Loaded bool        `json:"loaded"`
+	ABI    int         `json:"abi"`
+	State  string      `json:"state"`
+	Guard  []string    `json:"guard"` // programs on the root cgroup
+	Pods   []PodStatus `json:"pods"`
+}
+
+// PodStatus is one managed pod.
+type PodStatus struct {
+	Pod        string            `json:"pod"`
+	Policy     string            `json:"policy"`
+	Cookie     uint64            `json:"netnsCookie"`
+	NetnsIno   uint64            `json:"netnsInode"`
+	Outbound   uint16            `json:"outboundPort"`
+	Inbound    uint16            `json:"inboundPort"`
+	DNS        uint16            `json:"dnsPort,omitempty"`
+	NonTCP     string            `json:"nonTCP"`
+	Addresses  []netip.Addr      `json:"addresses"`
+	Hooks      []string          `json:"hooks"` // links on the namespace and its devices
+	Listening  bool              `json:"sidecarListening"`
+	Counters   map[string]uint64 `json:"counters"` // only those above zero
+	Drops      map[string]uint64 `json:"drops"`
+	Containers []ContainerStatus `json:"containers"`
+}
+
+// ContainerStatus is one registered container.
+type ContainerStatus struct {
+	ID       string            `json:"id"`
+	Name     string            `json:"name,omitempty"`
+	Runtime  string            `json:"runtime"`
+	Role     string            `json:"role"`
+	Policy   string            `json:"policy"`
+	PID      int               `json:"pid"`
+	CgroupID uint64            `json:"cgroupID"`
+	Cgroup   string            `json:"cgroup"`
+	Attached time.Time         `json:"attached"`
+	Hooks    []string          `json:"hooks"`
+	Missing  []string          `json:"missingHooks,omitempty"`
+	Counters map[string]uint64 `json:"counters"`
+	Drops    map[string]uint64 `json:"drops"`
+}
+
+// ReadStatus collects garbage and lists what is there. State that is not
+// loaded is no error.
+func ReadStatus(state string) (st Status, err error) {
+	st = Status{ABI: bpf.ABI, State: state}
+	s, err := OpenExisting(state)
+	if errors.Is(err, ErrNotLoaded) {
+		return st, nil
+	}
+	if err != nil {
+		return st, err
+	}
+	defer func() { err = errors.Join(err, s.Close()) }()
+	if _, err := s.Collect(); err != nil {
+		return st, err
+	}
+	st.Loaded = true
+	if st.Guard, err = names(filepath.Join(s.dir, "guard")); err != nil {
+		return st, err
+	}
+	st.Pods, err = s.podStatus()
+	return st, err
+}
+
+// names lists a directory of pins, sorted.
+func names(dir string) ([]string, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("list pins: %w", err)
+	}
+	list := make([]string, 0, len(entries))
+	for _, e := range entries {
+		list = append(list, strings.TrimPrefix(e.Name(), "sg_"))
+	}
+	return list, nil
+}
+
+func (s *Store) podStatus() ([]PodStatus, error) {
+	cookies, err := s.podCookies()
+	if err != nil {
+		return nil, err
+	}
+	byPod, err := s.containerStatus()
+	if err != nil {
+		return nil, err
+	}
+	addrs, err := keysOf[bpf.PodAddr](s.maps.PodAddrs)
+	if err != nil {
+		return nil, err
+	}
+	pods := make([]PodStatus, 0, len(cookies))
+	for _, cookie := range cookies {
+		var entry bpf.Pod
+		var info bpf.PodInfo
+		if err := s.maps.Pods.Lookup(cookie, &entry); err != nil {
+			return nil, fmt.Errorf("look up pod %d: %w", cookie, err)
+		}
+		if err := s.maps.PodInfo.Lookup(cookie, &info); err != nil {
+			return nil, fmt.Errorf("look up pod %d: %w", cookie, err)
+		}
+		p := PodStatus{
+			Pod:        bpf.CString(info.Pod[:]),
+			Policy:     bpf.CString(info.Policy[:]),
+			Cookie:     cookie,
+			NetnsIno:   info.NetnsIno,
+			Outbound:   entry.Outbound,
+			Inbound:    entry.Inbound,
+			DNS:        entry.Dns,
+			NonTCP:     policy.ActionDeny.String(),
+			Containers: byPod[cookie],
+		}
+		if entry.NonTcpAllow != 0 {
+			p.NonTCP = policy.ActionAllow.String()
+		}
+		for _, a := range addrs {
+			if a.NetnsCookie == cookie {
+				p.Addresses = append(p.Addresses, netip.AddrFrom16(a.Addr.B).Unmap())
+			}
+		}
+		slices.SortFunc(p.Addresses, netip.Addr.Compare)
+		if p.Hooks, err = names(s.path("pods", cookie)); err != nil {
+			return nil, err
+		}
+		if p.Listening, err = hasListener(s.maps.Listeners, cookie); err != nil {
+			return nil, err
+		}
+		if p.Counters, p.Drops, err = readCounters(s.maps.PodCounters, cookie); err != nil {
+			return nil, err
+		}
+		pods = append(pods, p)
+	}
+	return pods, nil
+}
+
+func (s *Store) containerStatus() (map[uint64][]ContainerStatus, error) {
+	ids, err := s.ids("containers")
+	if err != nil {
+		return nil, err
+	}
+	byPod := make(map[uint64][]ContainerStatus)
+	for _, id := range ids {
+		var entry bpf.Container
+		if err := s.maps.Containers.Lookup(id, &entry); err != nil {
+			return nil, fmt.Errorf("look up container of cgroup %d: %w", id, err)
+		}
+		info, err := s.info(id)
+		if err != nil {
+			return nil, err
+		}
+		c := ContainerStatus{
+			ID:       bpf.CString(info.Id[:]),
+			Name:     bpf.CString(info.Name[:]),
+			Runtime:  bpf.CString(info.Runtime[:]),
+			Role:     policy.Role(info.Role).String(),
+			Policy:   bpf.CString(info.Policy[:]),
+			PID:      int(info.Pid),
+			CgroupID: id,
+			Attached: time.Unix(0, int64(info.AttachedNs)).UTC(),
+		}
+		if c.Cgroup, _, err = s.mount.PathOf(id); err != nil {
+			return nil, err
+		}
+		if c.Hooks, err = names(s.path("containers", id)); err != nil {
+			return nil, err
+		}
+		for _, h := range bpf.ContainerHooks() {
+			if name := strings.TrimPrefix(h.Program, "sg_"); !slices.Contains(c.Hooks, name) {
+				c.Missing = append(c.Missing, name)
+			}
+		}
+		if c.Counters, c.Drops, err = readCounters(s.maps.Counters, id); err != nil {
+			return nil, err
+		}
+		byPod[entry.NetnsCookie] = append(byPod[entry.NetnsCookie], c)
+	}
+	for _, list := range byPod {
+		slices.SortFunc(list, func(a, b ContainerStatus) int { return a.Attached.Compare(b.Attached) })
+	}
+	return byPod, nil
+}
+
+// readCounters sums an entry over CPUs and leaves zeros out.
+func readCounters(m *ebpf.Map, key uint64) (counts, drops map[string]uint64, err error) {
+	var perCPU []bpf.Counters
+	if err := m.Lookup(key, &perCPU); err != nil {
+		return nil, nil, fmt.Errorf("look up counters of %s: %w", strconv.FormatUint(key, 10), err)
+	}
+	var sum bpf.Counters
+	for _, c := range perCPU {
+		sum.Add(c)
+	}
+	counts, drops = make(map[string]uint64), make(map[string]uint64)
+	for _, i := range bpf.CounterInfos() {
+		v := sum.V[i.Counter]
+		switch {
+		case v == 0:
+		case i.Drop:
+			drops[i.Name] = v
+		default:
+			counts[i.Name] = v
+		}
+	}
+	return counts, drops, nil
+}

@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"sidegate/cgroups"
+	"sidegate/policy"
+)
+
+func newDoctor(e *env) *cobra.Command {
+	var output string
+	cmd := &cobra.Command{
+		Use:   "doctor",
+		Short: "Show what this kernel and the installed runtimes offer, what is missing and what that costs",
+		Long: "Load and attach everything on a cgroup and a namespace of its own, look for runtimes, and remove it all again.\n" +
+			"Exit code 0: all that is required is there. 1: something must be set up. 3: this kernel lacks something.",
+		Args: noArgs,
+		RunE: func(*cobra.Command, []string) error {
+			if !slices.Contains(outputs, output) {
+				return usageError{fmt.Errorf("unknown output %q: write %s", output, strings.Join(outputs, " or "))}
+			}
+			checks := append(cgroups.ProbeKernel(), probeRuntimes()...)
+			checks = append(checks, probePolicies())
+			if err := printChecks(e.stdout, output, checks); err != nil {
+				return err
+			}
+			return cgroups.ProbeFailed(checks)
+		},
+	}
+	cmd.Flags().StringVarP(&output, "output", "o", "table", "table or json")
+	return cmd
+}
+
+func printChecks(w io.Writer, output string, checks []cgroups.Check) error {
+	if output == "json" {
+		enc := json.NewEncoder(w)
+		enc.SetIndent("", "  ")
+		return enc.Encode(checks)
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "CHECK\tSTATE\tDETAIL")
+	for _, c := range checks {
+		state := "present"
+		switch {
+		case c.OK:
+		case c.Required:
+			state = "MISSING"
+		default:
+			state = "missing"
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\n", c.Name, state, c.Detail)
+		if !c.OK && c.Cost != "" {
+			fmt.Fprintf(t, "\t\tcosts: %s\n", c.Cost)
+		}
+		if !c.OK && c.Next != "" {
+			fmt.Fprintf(t, "\t\tnext: %s\n", c.Next)
+		}
+	}
+	return t.Flush()
+}
+
+// hookDirs are where podman and CRI-O look for hooks (oci-hooks(5)).
+var hookDirs = []string{"/usr/share/containers/oci/hooks.d", "/etc/containers/oci/hooks.d"}
+
+func probeRuntimes() []cgroups.Check {
+	var checks []cgroups.Check
+	for _, r := range []struct{ name, note string }{
+		{"podman", ""},
+		{"runc", "shows a hook's message in its error"},
+		{"crun", "shows a hook's message only with the annotation run.oci.hooks.stderr=/dev/stderr"},
+	} {
+		c := cgroups.Check{Name: "runtime " + r.name}
+		path, err := exec.LookPath(r.name)
+		if err != nil {
+			c.Detail, c.Cost = "not installed", "none, if you do not use it"
+			checks = append(checks, c)
+			continue
+		}
+		out, err := exec.Command(path, "--version").Output()
+		if err != nil {
+			c.Detail = fmt.Sprintf("%s --version: %v", path, err)
+			checks = append(checks, c)
+			continue
+		}
+		line, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
+		c.OK, c.Detail = true, line
+		if r.note != "" {
+			c.Detail += " (" + r.note + ")"
+		}
+		checks = append(checks, c)
+	}
+	return append(checks, probeHookFiles(hookDirs))
+}
+
+// probeHookFiles looks for the hook definitions, and for the one mistake that
+// podman does not report: a hook whose binary is missing is skipped.
+func probeHookFiles(dirs []string) cgroups.Check {
+	c := cgroups.Check{
+		Name: "podman hook",
+		Cost: "podman starts containers without Sidegate",
+		Next: "run `make install`, or set hooks_dir in containers.conf",
+	}
+	stages := map[string]string{}
+	for _, dir := range dirs {
+		files, err := filepath.Glob(filepath.Join(dir, "*.json"))
+		if err != nil {
+			continue // only a malformed pattern
+		}
+		for _, f := range files {
+			b, err := os.ReadFile(f)
+			if err != nil {
+				c.Detail = err.Error()
+				return c
+			}
+			var h struct {
+				Hook struct {
+					Path string   `json:"path"`
+					Args []string `json:"args"`
+				} `json:"hook"`
+				Stages []string `json:"stages"`
+			}
+			if err := json.Unmarshal(b, &h); err != nil {
+				c.Detail, c.Next = fmt.Sprintf("%s: %v: every container start fails", f, err), "repair or remove "+f
+				return c
+			}
+			if filepath.Base(h.Hook.Path) != "sidegate-oci-hook" {
+				continue
+			}
+			if _, err := os.Stat(h.Hook.Path); errors.Is(err, fs.ErrNotExist) {
+				c.Detail = fmt.Sprintf("%s names %s, which does not exist: podman skips it without a word", f, h.Hook.Path)
+				return c
+			}
+			for _, s := range h.Stages {
+				stages[s] = f
+			}
+		}
+	}
+	for _, want := range []string{"createRuntime", "poststop"} {
+		if stages[want] == "" {
+			c.Detail = fmt.Sprintf("no hook for stage %s in %s", want, strings.Join(dirs, " or "))
+			return c
+		}
+	}
+	c.OK, c.Detail = true, stages["createRuntime"]
+	return c
+}
+
+func probePolicies() cgroups.Check {
+	dir := cmp.Or(os.Getenv(policy.DirEnv), policy.DefaultDir)
+	c := cgroups.Check{Name: "policies", Detail: dir + ": none, the default policy applies", OK: true}
+	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		return c
+	}
+	list, err := policy.LoadDir(dir)
+	if err != nil {
+		c.OK, c.Detail = false, err.Error()
+		c.Cost, c.Next = "containers that ask for a policy do not start", "correct the file"
+		return c
+	}
+	if len(list) > 0 {
+		c.Detail = fmt.Sprintf("%s: %d", dir, len(list))
+	}
+	return c
+}

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"sidegate/cgroups"
+)
+
+func newStatus(e *env) *cobra.Command {
+	var output string
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show pods, containers, roles, policies, attached hooks and counters",
+		Args:  noArgs,
+		RunE: func(*cobra.Command, []string) error {
+			if !slices.Contains(outputs, output) {
+				return usageError{fmt.Errorf("unknown output %q: write %s", output, strings.Join(outputs, " or "))}
+			}
+			st, err := cgroups.ReadStatus(e.state)
+			if err != nil {
+				return err
+			}
+			if output == "json" {
+				enc := json.NewEncoder(e.stdout)
+				enc.SetIndent("", "  ")
+				return enc.Encode(st)
+			}
+			return printStatus(e.stdout, st)
+		},
+	}
+	cmd.Flags().StringVarP(&output, "output", "o", "table", "table or json")
+	return cmd
+}
+
+var outputs = []string{"table", "json"}
+
+// idLen is how much of an id people are shown, as podman and docker do.
+const idLen = 12
+
+func short(id string) string {
+	if len(id) > idLen {
+		return id[:idLen]
+	}
+	return id
+}
+
+func printStatus(w io.Writer, st cgroups.Status) error {
+	if !st.Loaded {
+		_, err := fmt.Fprintln(w, "Not loaded: no container has been attached since boot.")
+		return err
+	}
+	fmt.Fprintf(w, "Loaded (ABI %d, %s), guard on the root cgroup: %d programs, pods: %d\n",
+		st.ABI, st.State, len(st.Guard), len(st.Pods))
+	for _, p := range st.Pods {
+		if err := printPod(w, p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func printPod(w io.Writer, p cgroups.PodStatus) error {
+	listening := "listening"
+	if !p.Listening {
+		listening = "NOT LISTENING: connections are refused"
+	}
+	var addrs []string
+	for _, a := range p.Addresses {
+		if !a.IsLoopback() && !a.IsLinkLocalUnicast() {
+			addrs = append(addrs, a.String())
+		}
+	}
+	fmt.Fprintf(w, "\nPod %s  policy %s  addresses %s\n", short(p.Pod), p.Policy, cmp.Or(strings.Join(addrs, " "), "none"))
+	fmt.Fprintf(w, "  sidecar: outbound %d, inbound %d, %s; not TCP: %s\n", p.Outbound, p.Inbound, dns(p), p.NonTCP)
+	fmt.Fprintf(w, "  %s; namespace hooks: %s\n", listening, strings.Join(p.Hooks, " "))
+	fmt.Fprintf(w, "  counters: %s; drops: %s\n", counts(p.Counters), counts(p.Drops))
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "  CONTAINER\tNAME\tROLE\tRUNTIME\tHOOKS\tCOUNTERS\tDROPS")
+	for _, c := range p.Containers {
+		fmt.Fprintf(t, "  %s\t%s\t%s\t%s\t%s\t%s\t%s\n", short(c.ID), cmp.Or(c.Name, "-"), c.Role, c.Runtime,
+			hooks(c), counts(c.Counters), counts(c.Drops))
+	}
+	return t.Flush()
+}
+
+func dns(p cgroups.PodStatus) string {
+	if p.DNS == 0 {
+		return "dns off"
+	}
+	return fmt.Sprintf("dns %d", p.DNS)
+}
+
+func hooks(c cgroups.ContainerStatus) string {
+	if len(c.Missing) > 0 {
+		return "MISSING " + strings.Join(c.Missing, ",")
+	}
+	return fmt.Sprint(len(c.Hooks))
+}
+
+// counts prints counters sorted by name.
+func counts(m map[string]uint64) string {
+	var s []string
+	for _, k := range slices.Sorted(maps.Keys(m)) {
+		s = append(s, fmt.Sprintf("%s=%d", k, m[k]))
+	}
+	return cmp.Or(strings.Join(s, " "), "-")
+}

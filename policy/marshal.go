@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package policy
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// MarshalYAML writes the policy as a document that Parse reads back, with the defaults written out.
+// The policy must be one that compiles; goccy/go-yaml uses it too.
+func (p *PodPolicy) MarshalYAML() ([]byte, error) {
+	if _, err := p.Compile(); err != nil {
+		return nil, err
+	}
+	var w writer
+	w.line(0, "apiVersion: "+APIVersion)
+	w.line(0, "kind: "+Kind)
+	w.line(0, "metadata:")
+	w.line(1, "name: "+strconv.Quote(p.Metadata.Name))
+	w.labels(1, "labels", p.Metadata.Labels)
+	w.line(0, "spec:")
+	if s := p.Spec.PodSelector; s != nil {
+		w.selector(s)
+	}
+	if len(p.Spec.Roles) > 0 {
+		w.line(1, "roles:")
+	}
+	for _, r := range p.Spec.Roles {
+		w.line(1, "- container: "+strconv.Quote(r.Container))
+		w.line(2, "role: "+r.Role.String())
+	}
+	r := p.Spec.Redirect
+	w.line(1, "redirect:")
+	w.line(2, "outbound: "+strconv.Itoa(int(cmp.Or(r.Outbound, DefaultOutbound))))
+	w.line(2, "inbound: "+strconv.Itoa(int(cmp.Or(r.Inbound, DefaultInbound))))
+	if r.DNS != 0 {
+		w.line(2, "dns: "+strconv.Itoa(int(r.DNS)))
+	}
+	w.ports(1, "sidecarPorts", p.Spec.SidecarPorts)
+	if ex := p.Spec.Exclude; len(ex.Egress)+len(ex.Ingress) > 0 {
+		w.line(1, "exclude:")
+		w.exclusions("egress", ex.Egress)
+		w.exclusions("ingress", ex.Ingress)
+	}
+	w.line(1, "nonTCP: "+p.Spec.NonTCP.String())
+	w.line(1, "init: "+p.Spec.Init.String())
+	return []byte(w.String()), nil
+}
+
+// writer quotes all text, so that no reader takes it for anything else.
+type writer struct{ strings.Builder }
+
+func (w *writer) line(depth int, text string) {
+	w.WriteString(strings.Repeat("  ", depth) + text + "\n")
+}
+
+func (w *writer) labels(depth int, name string, labels map[string]string) {
+	if len(labels) == 0 {
+		return
+	}
+	w.line(depth, name+":")
+	for _, k := range slices.Sorted(maps.Keys(labels)) {
+		w.line(depth+1, strconv.Quote(k)+": "+strconv.Quote(labels[k]))
+	}
+}
+
+func (w *writer) selector(s *LabelSelector) {
+	if len(s.MatchLabels)+len(s.MatchExpressions) == 0 {
+		w.line(1, "podSelector: {}")
+		return
+	}
+	w.line(1, "podSelector:")
+	w.labels(2, "matchLabels", s.MatchLabels)
+	if len(s.MatchExpressions) > 0 {
+		w.line(2, "matchExpressions:")
+	}
+	for _, r := range s.MatchExpressions {
+		w.line(2, "- key: "+strconv.Quote(r.Key))
+		w.line(3, "operator: "+string(r.Operator))
+		if len(r.Values) == 0 {
+			continue
+		}
+		quoted := make([]string, len(r.Values))
+		for i, v := range r.Values {
+			quoted[i] = strconv.Quote(v)
+		}
+		w.line(3, "values: ["+strings.Join(quoted, ", ")+"]")
+	}
+}
+
+func (w *writer) ports(depth int, name string, ports []PortRange) {
+	if len(ports) == 0 {
+		return
+	}
+	words := make([]string, len(ports))
+	for i, r := range ports {
+		words[i] = r.String()
+		if r.First != r.Last {
+			words[i] = strconv.Quote(words[i])
+		}
+	}
+	w.line(depth, name+": ["+strings.Join(words, ", ")+"]")
+}
+
+func (w *writer) exclusions(name string, rules []Exclusion) {
+	if len(rules) == 0 {
+		return
+	}
+	w.line(2, name+":")
+	for _, e := range rules {
+		w.line(2, "- protocol: "+cmp.Or(e.Protocol, ProtoTCP).String())
+		if e.CIDR != "" {
+			w.line(3, "cidr: "+strconv.Quote(e.CIDR))
+		}
+		w.ports(3, "ports", e.Ports)
+	}
+}
