@@ -164,6 +164,7 @@ func LoadPod(m *Maps, cookie uint64) (*PodPrograms, error) {
 	err = spec.LoadAndAssign(p, &ebpf.CollectionOptions{MapReplacements: map[string]*ebpf.Map{
 		podMapDeviceProgs: m.DeviceProgs,
 		podMapListeners:   m.Listeners,
+		podMapPodAddrs:    m.PodAddrs,
 		podMapPodCounters: m.PodCounters,
 		podMapPods:        m.Pods,
 		podMapRules:       m.Rules,

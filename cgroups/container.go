@@ -211,7 +211,7 @@ func (s *Store) deleteContainer(cgroupID uint64) error {
 			errs = append(errs, fmt.Errorf("delete container of cgroup %d: %w", cgroupID, err))
 		}
 	}
-	if err := os.RemoveAll(s.path("containers", cgroupID)); err != nil {
+	if err := removePins(s.path("containers", cgroupID)); err != nil {
 		errs = append(errs, fmt.Errorf("detach container of cgroup %d: %w", cgroupID, err))
 	}
 	return errors.Join(errs...)
@@ -310,7 +310,7 @@ func (s *Store) sweep() error {
 		}
 		for _, e := range entries {
 			if strings.HasPrefix(e.Name(), tmpPrefix) {
-				if err := os.RemoveAll(filepath.Join(s.dir, sub, e.Name())); err != nil {
+				if err := removePins(filepath.Join(s.dir, sub, e.Name())); err != nil {
 					return fmt.Errorf("sweep unfinished attach: %w", err)
 				}
 			}

@@ -31,4 +31,3 @@ var haveTCX = sync.OnceValue(func() bool {
 	}
 	return errors.Is(err, unix.ENODEV)
 })
-

@@ -210,7 +210,7 @@ func bpfProto(p policy.Proto) bpf.Proto {
 // removePod opens a pod's namespace again and removes all that it had.
 func (s *Store) removePod(cookie uint64) error {
 	errs := []error{s.removeFilters(cookie)}
-	if err := os.RemoveAll(s.path("pods", cookie)); err != nil {
+	if err := removePins(s.path("pods", cookie)); err != nil {
 		errs = append(errs, fmt.Errorf("detach pod %d: %w", cookie, err))
 	}
 	errs = append(errs,

@@ -149,7 +149,7 @@ func (s *Store) checkABI(state string) error {
 		switch {
 		case name == filepath.Base(s.dir):
 		case strings.HasPrefix(name, tmpPrefix):
-			if err := os.RemoveAll(filepath.Join(state, name)); err != nil {
+			if err := removePins(filepath.Join(state, name)); err != nil {
 				return fmt.Errorf("sweep unfinished load: %w", err)
 			}
 		default:
@@ -229,13 +229,37 @@ func (s *Store) transaction(final string, f func(tmp string) error) (err error) 
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, os.RemoveAll(tmp))
+			err = errors.Join(err, removePins(tmp))
 		}
 	}()
 	if err := f(tmp); err != nil {
 		return err
 	}
 	return os.Rename(tmp, final)
+}
+
+// removePins detaches every link below dir and removes dir. To remove the pins
+// alone would leave it to the kernel when to detach: it puts that off.
+func removePins(dir string) error {
+	var errs []error
+	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil || e.IsDir() {
+			return err
+		}
+		l, err := link.LoadPinnedLink(path, nil)
+		if err != nil {
+			return nil //nolint:nilerr // a program or a map
+		}
+		if err := l.Detach(); err != nil && !errors.Is(err, unix.ENOLINK) {
+			errs = append(errs, fmt.Errorf("detach %s: %w", path, err))
+		}
+		errs = append(errs, l.Close())
+		return nil
+	})
+	return errors.Join(append(errs, err, os.RemoveAll(dir))...)
 }
 
 func (s *Store) program(name string) (*ebpf.Program, error) {
@@ -281,11 +305,13 @@ func Unload(state string, force bool) (err error) {
 			return err
 		}
 	}
+	// No longer there for anybody else, then taken apart: a process that is
+	// killed here leaves what the next one sweeps.
 	tmp := filepath.Join(filepath.Dir(s.dir), tmpPrefix+strconv.Itoa(os.Getpid()))
 	if err := os.Rename(s.dir, tmp); err != nil {
 		return fmt.Errorf("unload: %w", err)
 	}
-	if err := os.RemoveAll(tmp); err != nil {
+	if err := removePins(tmp); err != nil {
 		return fmt.Errorf("unload: %w", err)
 	}
 	return removeEmpty(state)

@@ -49,8 +49,9 @@ func (e *Error) Error() string {
 // The error joins one [Error] for each fault, in the order of the file; then no policy is returned.
 // Whatever it returns compiles.
 //
-// It takes the plain part of YAML: no anchors, aliases, merge keys, tags, directives, block scalars or tabs, and no
-// scalar that YAML's versions read differently.
+// It takes the part of YAML that all readers read alike: no anchors, aliases, merge keys, tags, directives, block
+// scalars or tabs, a space after each colon, values on the line of their key, and quotes around text that some
+// reader takes for a number, a truth value or null.
 func Parse(file string, data []byte) ([]*PodPolicy, error) {
 	d := &decoder{file: file}
 	policies := d.parse(data)
@@ -224,12 +225,22 @@ func (d *decoder) tokens(tokens token.Tokens) bool {
 			}
 		case token.SequenceEndType, token.MappingEndType:
 			flow--
+		case token.CollectEntryType:
+			switch prev := tokens[max(i-1, 0)].Type; prev {
+			case token.CollectEntryType, token.SequenceStartType, token.MappingStartType:
+				msg = "there is nothing before the comma: leave it out"
+			}
 		case token.SequenceEntryType:
 			if dashes++; dashes > 2 {
 				msg = "there are too many - on a line: a policy needs one"
 			}
 			closeDeeper(keys, at.column)
 		case token.MappingValueType:
+			if i+1 < len(tokens) && tokenPosition(tokens[i+1]) == (position{at.line, at.column + 1}) {
+				// {cidr:10.0.0.0/8} is one key to some readers, and a key and its value to others.
+				msg = "there is no space after the colon: write one, or put text that has a colon in it in quotes"
+				break
+			}
 			if flow > 0 || i == 0 {
 				break
 			}
@@ -528,6 +539,9 @@ func (d *decoder) mapping(path string, n ast.Node, child func(path, key string) 
 			continue
 		}
 		lines[key] = at.line
+		if startsLate(at, v.Value) {
+			d.fault(nodePosition(v.Value), child(path, key), "the value is not on the line of its key: write it there")
+		}
 		d.at[child(path, key)] = nodePosition(v.Value)
 		if implicitNull(v.Value) {
 			d.at[child(path, key)] = at
@@ -549,10 +563,14 @@ func (d *decoder) list(path string, n ast.Node, fn func(path string, n ast.Node)
 	}
 	for i, v := range s.Values {
 		at := indexPath(path, i)
-		if d.at[at] = nodePosition(v); implicitNull(v) {
-			d.at[at] = nodePosition(n)
-			if i < len(s.Entries) {
-				d.at[at] = tokenPosition(s.Entries[i].Start)
+		d.at[at] = nodePosition(v)
+		if !s.IsFlowStyle && i < len(s.Entries) {
+			dash := tokenPosition(s.Entries[i].Start)
+			if implicitNull(v) {
+				d.at[at] = dash
+			}
+			if startsLate(dash, v) {
+				d.fault(nodePosition(v), at, "the item is not on the line of its dash: write it there")
 			}
 		}
 		fn(at, v)
@@ -691,6 +709,24 @@ func (d *decoder) wrongType(path string, n ast.Node, want string) {
 func implicitNull(n ast.Node) bool {
 	null, ok := n.(*ast.NullNode)
 	return ok && null.Token.Type == token.ImplicitNullType
+}
+
+// startsLate says whether a value other than a block mapping or list is on another line than what it belongs to.
+// Readers differ on how far such a value must be indented.
+func startsLate(at position, n ast.Node) bool {
+	switch m := n.(type) {
+	case *ast.MappingNode:
+		if !m.IsFlowStyle {
+			return false
+		}
+	case *ast.SequenceNode:
+		if !m.IsFlowStyle {
+			return false
+		}
+	case *ast.MappingValueNode:
+		return false
+	}
+	return !implicitNull(n) && nodePosition(n).line != at.line
 }
 
 func nodePosition(n ast.Node) position {

@@ -72,10 +72,16 @@ int sg_pod_lookup(struct bpf_sk_lookup *ctx)
 	pod = bpf_map_lookup_elem(&pods, &cookie);
 	if (!pod)
 		return SK_PASS;
-	outside = ctx->ingress_ifindex != SG_LO_IFINDEX;
+	if (ctx->family == SG_AF_INET)
+		remote = sg_addr4(remote4);
+	/*
+	 * For what the pod sends to an address of its own the lookup names the
+	 * device of that address, not lo. A packet from outside that forges a
+	 * source of the pod gets no answer, and cgroup_skb sees its device.
+	 */
+	outside = ctx->ingress_ifindex != SG_LO_IFINDEX &&
+		  !sg_is_local(cookie, &remote);
 	if (outside) {
-		if (ctx->family == SG_AF_INET)
-			remote = sg_addr4(remote4);
 		rule = sg_rule_hit(cookie, SG_DIR_INGRESS, &remote,
 				   SG_IPPROTO_TCP, ctx->local_port, 0);
 	}

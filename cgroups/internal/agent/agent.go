@@ -1,0 +1,457 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package agent is a process inside a container of a test: it makes sockets
+// where and when it is told, and says what came of it. The test binary runs
+// itself again as the agent, so that a VM needs one file.
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+	"unsafe"
+
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+const envAgent = "SIDEGATE_TEST_AGENT"
+
+// Main runs the agent and never returns, if this process is to be one. It must
+// be the first thing in TestMain.
+func Main() {
+	if os.Getenv(envAgent) == "" {
+		return
+	}
+	dec, enc := json.NewDecoder(os.Stdin), json.NewEncoder(os.Stdout)
+	s := &server{open: map[int]io.Closer{}}
+	for {
+		var r Request
+		if err := dec.Decode(&r); err != nil {
+			os.Exit(0) // the test is over
+		}
+		a := s.do(r)
+		if err := enc.Encode(a); err != nil {
+			os.Exit(1)
+		}
+	}
+}
+
+// Request is one thing to do.
+type Request struct {
+	Op        string // dial, listen, close, udp, udplisten, socket, packet, sockopt
+	Network   string // as in package net
+	Addr      string
+	Local     string // dial: source address
+	Reuse     bool   // listen: SO_REUSEPORT
+	Name      string // listen: what the banner says
+	Data      string
+	Sock      [3]int // socket: family, type, protocol
+	Level     int    // sockopt
+	Opt       int
+	Len       int
+	ID        int  // close
+	Connected bool // udp
+}
+
+// Answer is what came of it.
+type Answer struct {
+	Err    string // name of the errno, or text; empty: it worked
+	ID     int    // of what was opened
+	Local  string
+	Peer   string
+	Banner Banner // dial: what the other end said of itself
+	Data   string // udp: what came back, and from where in Peer
+	Len    int    // sockopt
+	Raw    []byte
+}
+
+// Banner is what a listener of an agent says to each connection.
+type Banner struct {
+	Name  string
+	Local string // getsockname
+	Peer  string // getpeername
+	Orig4 string // SO_ORIGINAL_DST, or the error
+	Orig6 string // IP6T_SO_ORIGINAL_DST, or the error
+}
+
+const timeout = 2 * time.Second
+
+type server struct {
+	mu   sync.Mutex
+	open map[int]io.Closer
+	next int
+}
+
+func (s *server) keep(c io.Closer) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.next++
+	s.open[s.next] = c
+	return s.next
+}
+
+func (s *server) do(r Request) Answer {
+	var a Answer
+	var err error
+	switch r.Op {
+	case "dial":
+		a, err = dial(r)
+	case "listen":
+		a, err = s.listen(r)
+	case "close":
+		err = s.open[r.ID].Close()
+		delete(s.open, r.ID)
+	case "udp":
+		a, err = udp(r)
+	case "udplisten":
+		a, err = s.udpListen(r)
+	case "socket":
+		var fd int
+		if fd, err = unix.Socket(r.Sock[0], r.Sock[1]|unix.SOCK_CLOEXEC, r.Sock[2]); err == nil {
+			err = unix.Close(fd)
+		}
+	case "sockopt":
+		a, err = sockopt(r)
+	case "packet":
+		err = packet(r)
+	case "ping":
+	default:
+		err = errors.New("unknown op " + r.Op)
+	}
+	a.Err = errName(err)
+	return a
+}
+
+func errName(err error) string {
+	if err == nil {
+		return ""
+	}
+	var errno syscall.Errno
+	if errors.As(err, &errno) {
+		return unix.ErrnoName(errno)
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return "ETIMEDOUT"
+	}
+	return err.Error()
+}
+
+func dial(r Request) (a Answer, err error) {
+	d := net.Dialer{Timeout: timeout}
+	d.SetMultipathTCP(false)
+	if r.Local != "" {
+		if d.LocalAddr, err = net.ResolveTCPAddr(r.Network, r.Local); err != nil {
+			return a, err
+		}
+	}
+	var c net.Conn
+	if strings.HasSuffix(r.Network, "mapped") {
+		c, err = dialMapped(r.Addr)
+	} else {
+		c, err = d.Dial(r.Network, r.Addr)
+	}
+	if err != nil {
+		return a, err
+	}
+	defer c.Close()
+	a.Local = c.LocalAddr().String()
+	if a.Peer, err = peer(c); err != nil {
+		return a, err
+	}
+	_ = c.SetDeadline(time.Now().Add(timeout))
+	return a, json.NewDecoder(c).Decode(&a.Banner)
+}
+
+// dialMapped connects an AF_INET6 socket to ::ffff:a.b.c.d.
+func dialMapped(addr string) (net.Conn, error) {
+	t, err := net.ResolveTCPAddr("tcp4", addr)
+	if err != nil {
+		return nil, err
+	}
+	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), "mapped")
+	defer f.Close()
+	sa := &unix.SockaddrInet6{Port: t.Port}
+	copy(sa.Addr[:], t.IP.To16())
+	if err := unix.Connect(fd, sa); err != nil {
+		return nil, err
+	}
+	return net.FileConn(f)
+}
+
+// peer asks the kernel again: package net remembers what it dialled.
+func peer(c net.Conn) (string, error) {
+	raw, err := c.(syscall.Conn).SyscallConn()
+	if err != nil {
+		return "", err
+	}
+	var s string
+	var perr error
+	err = raw.Control(func(fd uintptr) {
+		var sa unix.Sockaddr
+		if sa, perr = unix.Getpeername(int(fd)); perr == nil {
+			s = addrString(sa)
+		}
+	})
+	return s, errors.Join(err, perr)
+}
+
+func addrString(sa unix.Sockaddr) string {
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		return (&net.TCPAddr{IP: sa.Addr[:], Port: sa.Port}).String()
+	case *unix.SockaddrInet6:
+		return (&net.TCPAddr{IP: sa.Addr[:], Port: sa.Port}).String()
+	}
+	return fmt.Sprintf("%T", sa)
+}
+
+func (s *server) listen(r Request) (a Answer, err error) {
+	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		if !r.Reuse {
+			return nil
+		}
+		var serr error
+		err := c.Control(func(fd uintptr) {
+			serr = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
+		})
+		return errors.Join(err, serr)
+	}}
+	lc.SetMultipathTCP(false)
+	l, err := lc.Listen(context.Background(), r.Network, r.Addr)
+	if err != nil {
+		return a, err
+	}
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_ = json.NewEncoder(c).Encode(banner(r.Name, c))
+			_ = c.Close()
+		}
+	}()
+	return Answer{ID: s.keep(l), Local: l.Addr().String()}, nil
+}
+
+func banner(name string, c net.Conn) Banner {
+	b := Banner{Name: name, Local: c.LocalAddr().String(), Peer: c.RemoteAddr().String()}
+	raw, err := c.(syscall.Conn).SyscallConn()
+	if err != nil {
+		return b
+	}
+	_ = raw.Control(func(fd uintptr) {
+		b.Orig4 = origDst(int(fd), unix.SOL_IP, 16)
+		b.Orig6 = origDst(int(fd), unix.SOL_IPV6, 28)
+	})
+	return b
+}
+
+// SoOriginalDst is SO_ORIGINAL_DST and IP6T_SO_ORIGINAL_DST.
+const SoOriginalDst = 80
+
+func origDst(fd, level, size int) string {
+	b, n, err := Getsockopt(fd, level, SoOriginalDst, size)
+	if err != nil {
+		return errName(err)
+	}
+	if n != size {
+		return fmt.Sprintf("length %d", n)
+	}
+	port := int(b[2])<<8 | int(b[3])
+	ip := net.IP(b[4:8])
+	if size == 28 {
+		ip = net.IP(b[8:24])
+	}
+	return (&net.TCPAddr{IP: ip, Port: port}).String()
+}
+
+func udp(r Request) (a Answer, err error) {
+	addr, err := net.ResolveUDPAddr(r.Network, r.Addr)
+	if err != nil {
+		return a, err
+	}
+	buf := make([]byte, 1500)
+	deadline := time.Now().Add(time.Second)
+	if r.Connected {
+		c, err := net.DialUDP(r.Network, nil, addr)
+		if err != nil {
+			return a, err
+		}
+		defer c.Close()
+		if a.Peer, err = peer(c); err != nil {
+			return a, err
+		}
+		_ = c.SetDeadline(deadline)
+		if _, err := c.Write([]byte(r.Data)); err != nil {
+			return a, err
+		}
+		n, err := c.Read(buf)
+		a.Data = string(buf[:n])
+		return a, err
+	}
+	c, err := net.ListenUDP(r.Network, nil)
+	if err != nil {
+		return a, err
+	}
+	defer c.Close()
+	_ = c.SetDeadline(deadline)
+	if _, err := c.WriteToUDP([]byte(r.Data), addr); err != nil {
+		return a, err
+	}
+	n, from, err := c.ReadFromUDP(buf)
+	if err != nil {
+		return a, err
+	}
+	a.Data, a.Peer = string(buf[:n]), from.String()
+	return a, nil
+}
+
+func (s *server) udpListen(r Request) (a Answer, err error) {
+	addr, err := net.ResolveUDPAddr(r.Network, r.Addr)
+	if err != nil {
+		return a, err
+	}
+	c, err := net.ListenUDP(r.Network, addr)
+	if err != nil {
+		return a, err
+	}
+	go func() {
+		buf := make([]byte, 1500)
+		for {
+			n, from, err := c.ReadFromUDP(buf)
+			if err != nil {
+				return
+			}
+			_, _ = c.WriteToUDP(append([]byte(r.Name+":"), buf[:n]...), from)
+		}
+	}()
+	return Answer{ID: s.keep(c), Local: c.LocalAddr().String()}, nil
+}
+
+// Getsockopt calls getsockopt(2) with a buffer of size bytes and returns the
+// buffer and the length that came back.
+func Getsockopt(fd, level, opt, size int) ([]byte, int, error) {
+	b := make([]byte, max(size, 1))
+	n := uint32(size)
+	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), uintptr(level), uintptr(opt),
+		uintptr(unsafe.Pointer(&b[0])), uintptr(unsafe.Pointer(&n)), 0)
+	if errno != 0 {
+		return b, int(n), errno
+	}
+	return b, int(n), nil
+}
+
+// sockopt asks a new TCP socket.
+func sockopt(r Request) (a Answer, err error) {
+	fd, err := unix.Socket(r.Sock[0], r.Sock[1]|unix.SOCK_CLOEXEC, r.Sock[2])
+	if err != nil {
+		return a, err
+	}
+	defer unix.Close(fd)
+	a.Raw, a.Len, err = Getsockopt(fd, r.Level, r.Opt, r.Len)
+	return a, err
+}
+
+// packet sends Data as a whole frame through the device named Addr.
+func packet(r Request) error {
+	dev, err := net.InterfaceByName(r.Addr)
+	if err != nil {
+		return err
+	}
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return unix.Sendto(fd, []byte(r.Data), 0, &unix.SockaddrLinklayer{Ifindex: dev.Index})
+}
+
+// Agent is a running agent.
+type Agent struct {
+	PID  int
+	cmd  *exec.Cmd
+	in   *json.Encoder
+	out  *json.Decoder
+	pipe io.Closer
+}
+
+// Start starts an agent in the network namespace and the cgroup directory. It
+// ends with the test, or by Stop.
+func Start(t testing.TB, ns netns.NsHandle, cgroup string) *Agent {
+	t.Helper()
+	dir, err := os.Open(cgroup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), envAgent+"=1")
+	cmd.Stderr = os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd()), Pdeathsig: syscall.SIGKILL}
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	started := make(chan error)
+	ended := make(chan struct{})
+	go func() {
+		// The thread stays until the agent has ended: it is its parent, whose
+		// death is the agent's.
+		runtime.LockOSThread()
+		err := netns.Set(ns)
+		if err == nil {
+			err = cmd.Start()
+		}
+		started <- err
+		<-ended
+	}()
+	if err := <-started; err != nil {
+		t.Fatalf("start agent: %v", err)
+	}
+	a := &Agent{PID: cmd.Process.Pid, cmd: cmd, in: json.NewEncoder(in), out: json.NewDecoder(out), pipe: in}
+	t.Cleanup(func() {
+		a.Stop()
+		close(ended)
+	})
+	return a
+}
+
+// Stop ends the agent and waits for it. It may be called again.
+func (a *Agent) Stop() {
+	_ = a.pipe.Close()
+	_ = a.cmd.Wait()
+}
+
+// Do has the agent do one thing.
+func (a *Agent) Do(t testing.TB, r Request) Answer {
+	t.Helper()
+	if err := a.in.Encode(r); err != nil {
+		t.Fatalf("ask agent: %v", err)
+	}
+	var ans Answer
+	if err := a.out.Decode(&ans); err != nil {
+		t.Fatalf("agent ended: %v", err)
+	}
+	return ans
+}
