@@ -298,6 +298,9 @@ func TestSockoptsAreUntouched(t *testing.T) {
 		for _, size := range []int{0, 1, 3, 4, 15, 16, 28, 256, 4095, 4096, 4097, 8192, 65536} {
 			r := agent.Request{Op: "sockopt", Sock: tcp, Level: o.level, Opt: o.opt, Len: size}
 			got, want := m.sidecar.Do(t, r), m.out.Do(t, r)
+			if o.level == unix.SOL_TCP && o.opt == unix.TCP_INFO {
+				got.Raw, want.Raw = nil, nil // has clocks in it
+			}
 			if got.Err != want.Err || got.Len != want.Len || !bytes.Equal(got.Raw, want.Raw) {
 				t.Errorf("level %d option %d length %d: error %q length %d, without Sidegate %q and %d",
 					o.level, o.opt, size, got.Err, got.Len, want.Err, want.Len)

@@ -122,8 +122,10 @@ SG_INLINE int sg_parse6(struct __sk_buff *skb, __u32 l3, struct sg_packet *p)
 }
 
 /* Parses from the network header at l3. Negative: cannot be judged, drop. */
-SG_INLINE int sg_parse(struct __sk_buff *skb, __u32 l3, struct sg_packet *p)
+SG_GLOBAL int sg_parse(struct __sk_buff *skb, __u32 l3, struct sg_packet *p)
 {
+	if (!p)
+		return -1;
 	__builtin_memset(p, 0, sizeof(*p));
 	if (skb->protocol == bpf_htons(SG_ETH_P_IP))
 		return sg_parse4(skb, l3, p);

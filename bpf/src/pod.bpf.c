@@ -30,7 +30,7 @@ int sg_pod_loopback(struct __sk_buff *skb)
 	return SG_DEV_DROP;
 }
 
-SG_INLINE int sg_assign(struct bpf_sk_lookup *ctx, __u8 kind, __u8 ipv6)
+SG_GLOBAL int sg_assign(struct bpf_sk_lookup *ctx, __u8 kind, __u8 ipv6)
 {
 	struct sg_listener_key key = {
 		.netns_cookie = sg_pod_cookie,

@@ -82,21 +82,41 @@ SG_INLINE int sg_is_v4(const struct sg_addr *a)
 	return !head && b[10] == 0xff && b[11] == 0xff;
 }
 
-SG_INLINE int sg_in_ports(const struct sg_ports *p, __u16 port)
+/* Hides from the compiler what x is, or it makes branches of the below. */
+SG_INLINE __u32 sg_opaque(__u32 x)
 {
-	return port >= p->lo && port <= p->hi;
+	asm volatile("" : "+r"(x));
+	return x;
+}
+
+/*
+ * 1 if first to last is within lo to hi, else 0. Without a branch: BPF has no
+ * conditional set, and a loop over ranges with two branches each would double
+ * the verifier's work at every step.
+ */
+SG_INLINE __u32 sg_within(__u32 first, __u32 last, __u32 lo, __u32 hi)
+{
+	return 1 ^ (sg_opaque((first - lo) | (hi - last)) >> 31);
+}
+
+/* 1 if a equals b, else 0, of numbers below 2^31. */
+SG_INLINE __u32 sg_equal(__u32 a, __u32 b)
+{
+	return sg_opaque((a ^ b) - 1) >> 31;
 }
 
 /* Whether port belongs to the sidecar. */
 SG_INLINE int sg_is_reserved(const struct sg_pod *pod, __u16 port)
 {
-	for (int i = 0; i < SG_MAX_RESERVED; i++) {
-		if (i >= pod->nreserved)
-			break;
-		if (sg_in_ports(&pod->reserved[i], port))
-			return 1;
+	__u32 hit = 0;
+
+	for (__u32 i = 0; i < SG_MAX_RESERVED; i++) {
+		const struct sg_ports *p = &pod->reserved[i];
+
+		hit |= sg_within(i, i, 0, (__u32)pod->nreserved - 1) &
+		       sg_within(port, port, p->lo, p->hi);
 	}
-	return 0;
+	return hit;
 }
 
 /*
@@ -106,20 +126,21 @@ SG_INLINE int sg_is_reserved(const struct sg_pod *pod, __u16 port)
 SG_INLINE int sg_rule_allows(const struct sg_rule *r, __u8 proto, __u16 port,
 			     int fragment)
 {
+	__u32 first = fragment ? 1 : port;
+	__u32 last = fragment ? 0xffff : port;
+	__u32 hit = 0;
+
 	if (proto != SG_IPPROTO_TCP && proto != SG_IPPROTO_UDP)
 		return 0;
 	for (__u32 i = 0; i < SG_MAX_RULE_PORTS; i++) {
 		const struct sg_rule_port *p = &r->p[i];
 
-		if (i >= r->n)
-			break;
-		if (p->proto != SG_PROTO_ANY && p->proto != proto)
-			continue;
-		if (fragment ? p->lo <= 1 && p->hi == 0xffff :
-			       port >= p->lo && port <= p->hi)
-			return 1;
+		hit |= sg_within(i, i, 0, r->n - 1) &
+		       (sg_equal(p->proto, SG_PROTO_ANY) |
+			sg_equal(p->proto, proto)) &
+		       sg_within(first, last, p->lo, p->hi);
 	}
-	return 0;
+	return hit;
 }
 
 /* socket(2): family is AF_INET or AF_INET6, no other passes the hook. */
