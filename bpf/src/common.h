@@ -17,7 +17,7 @@
 
 /* What a device program returns. */
 #define SG_DEV_PASS -1 /* TCX_NEXT, TC_ACT_UNSPEC */
-#define SG_DEV_DROP 2 /* TCX_DROP, TC_ACT_SHOT */
+#define SG_DEV_DROP 2  /* TCX_DROP, TC_ACT_SHOT */
 
 /*
  * A function that the verifier judges once, on its own, and not again for each
@@ -41,7 +41,8 @@ SG_NOINLINE void sg_count(__u64 cgroup_id, enum sg_counter counter)
 
 SG_NOINLINE void sg_count_pod(__u64 netns_cookie, enum sg_counter counter)
 {
-	struct sg_counters *c = bpf_map_lookup_elem(&pod_counters, &netns_cookie);
+	struct sg_counters *c =
+		bpf_map_lookup_elem(&pod_counters, &netns_cookie);
 
 	if (c && counter < SG_COUNTERS)
 		c->v[counter]++;
@@ -83,7 +84,7 @@ SG_INLINE struct sg_addr sg_addr6(__u32 w0, __u32 w1, __u32 w2, __u32 w3)
 
 SG_INLINE int sg_is_local(__u64 netns_cookie, const struct sg_addr *a)
 {
-	struct sg_pod_addr key = { .netns_cookie = netns_cookie, .addr = *a };
+	struct sg_pod_addr key = {.netns_cookie = netns_cookie, .addr = *a};
 
 	return sg_is_loopback(a) || bpf_map_lookup_elem(&pod_addrs, &key);
 }
@@ -116,8 +117,9 @@ SG_GLOBAL int sg_rule_query(const struct sg_query *q)
 	return r && sg_rule_allows(r, q->proto, q->port, q->fragment);
 }
 
-SG_INLINE int sg_rule_hit(__u64 netns_cookie, __u32 dir, const struct sg_addr *a,
-			  __u8 proto, __u16 port, int fragment)
+SG_INLINE int sg_rule_hit(__u64 netns_cookie, __u32 dir,
+			  const struct sg_addr *a, __u8 proto, __u16 port,
+			  int fragment)
 {
 	struct sg_query q = {
 		.netns_cookie = netns_cookie,

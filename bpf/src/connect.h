@@ -63,7 +63,8 @@ SG_INLINE struct sg_sock *sg_sock_of(struct bpf_sock_addr *ctx,
 	return s;
 }
 
-SG_INLINE int sg_do_connect(struct bpf_sock_addr *ctx, int v6, enum sg_call call)
+SG_INLINE int sg_do_connect(struct bpf_sock_addr *ctx, int v6,
+			    enum sg_call call)
 {
 	struct sg_container *self = sg_self();
 	struct sg_flow f = {};
@@ -94,8 +95,8 @@ SG_INLINE int sg_do_connect(struct bpf_sock_addr *ctx, int v6, enum sg_call call
 	f.port = bpf_ntohs(ctx->user_port);
 	f.local = !!sg_is_local(cookie, &addr);
 	if (!f.local) {
-		f.egress_rule = !!sg_rule_hit(cookie, SG_DIR_EGRESS, &addr, f.proto,
-					      f.port, 0);
+		f.egress_rule = !!sg_rule_hit(cookie, SG_DIR_EGRESS, &addr,
+					      f.proto, f.port, 0);
 		/* A datagram may answer what an exclusion let in. */
 		if (call == SG_CALL_SENDMSG && ctx->sk)
 			f.egress_rule |= !!sg_rule_hit(cookie, SG_DIR_INGRESS,
@@ -121,8 +122,8 @@ SG_INLINE int sg_do_connect(struct bpf_sock_addr *ctx, int v6, enum sg_call call
 	s->orig.family = sg_is_v4(&addr) ? SG_AF_INET : SG_AF_INET6;
 	to = sg_loopback_for(&addr);
 	sg_set_user_addr(ctx, v6, &to);
-	ctx->user_port = bpf_htons(v.action == SG_REDIRECT ? pod->outbound :
-							     pod->dns);
+	ctx->user_port =
+		bpf_htons(v.action == SG_REDIRECT ? pod->outbound : pod->dns);
 	return SG_PROCEED;
 }
 

@@ -79,9 +79,11 @@ int sg_device(struct __sk_buff *skb)
 		/*
 		 * The kernel's own control sockets (ICMP, neighbour discovery,
 		 * resets) are raw and never pass sock_create; a raw socket of a
-		 * process has either passed it and has a record, or was refused.
+		 * process has either passed it and has a record, or was
+		 * refused.
 		 */
-		if ((full->family == SG_AF_INET || full->family == SG_AF_INET6) &&
+		if ((full->family == SG_AF_INET ||
+		     full->family == SG_AF_INET6) &&
 		    full->type == SG_SOCK_RAW)
 			return SG_DEV_PASS;
 		return sg_dev_drop(cookie, SG_DROP_UNREGISTERED);

@@ -72,7 +72,8 @@ SG_INLINE int sg_parse4(struct __sk_buff *skb, __u32 l3, struct sg_packet *p)
 	p->daddr = sg_addr4(ih.daddr);
 	p->proto = ih.protocol;
 	p->fragment = !!(frag & 0x1fff);
-	return sg_parse_ports(skb, l3 + ih.ihl * 4, l3 + bpf_ntohs(ih.tot_len), p);
+	return sg_parse_ports(skb, l3 + ih.ihl * 4, l3 + bpf_ntohs(ih.tot_len),
+			      p);
 }
 
 SG_INLINE int sg_parse6(struct __sk_buff *skb, __u32 l3, struct sg_packet *p)
@@ -94,10 +95,9 @@ SG_INLINE int sg_parse6(struct __sk_buff *skb, __u32 l3, struct sg_packet *p)
 		    next != SG_EXT_FRAGMENT && next != SG_EXT_AUTH &&
 		    next != SG_EXT_DSTOPTS) {
 			p->proto = next;
-			return sg_parse_ports(skb, off,
-					      l3 + sizeof(ih) +
-						      bpf_ntohs(ih.payload_len),
-					      p);
+			return sg_parse_ports(
+				skb, off,
+				l3 + sizeof(ih) + bpf_ntohs(ih.payload_len), p);
 		}
 		if (bpf_skb_load_bytes(skb, off, ext, sizeof(ext)))
 			return -1;
@@ -152,8 +152,9 @@ SG_INLINE struct sg_flow sg_flow_out(__u64 cookie, const struct sg_packet *p,
 	if (!f.local) {
 		f.egress_rule = !!sg_rule_hit(cookie, SG_DIR_EGRESS, &p->daddr,
 					      p->proto, p->dport, p->fragment);
-		f.ingress_rule = !!sg_rule_hit(cookie, SG_DIR_INGRESS, &p->daddr,
-					       p->proto, p->sport, p->fragment);
+		f.ingress_rule = !!sg_rule_hit(cookie, SG_DIR_INGRESS,
+					       &p->daddr, p->proto, p->sport,
+					       p->fragment);
 	}
 	return f;
 }
@@ -171,8 +172,9 @@ SG_INLINE struct sg_flow sg_flow_in(__u64 cookie, const struct sg_packet *p,
 	if (!f.loopback_device) {
 		f.egress_rule = !!sg_rule_hit(cookie, SG_DIR_EGRESS, &p->saddr,
 					      p->proto, p->sport, p->fragment);
-		f.ingress_rule = !!sg_rule_hit(cookie, SG_DIR_INGRESS, &p->saddr,
-					       p->proto, p->dport, p->fragment);
+		f.ingress_rule = !!sg_rule_hit(cookie, SG_DIR_INGRESS,
+					       &p->saddr, p->proto, p->dport,
+					       p->fragment);
 	}
 	return f;
 }

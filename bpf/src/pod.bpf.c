@@ -60,7 +60,8 @@ int sg_pod_lookup(struct bpf_sk_lookup *ctx)
 	__u64 cookie = sg_pod_cookie;
 	__u32 remote4 = ctx->remote_ip4;
 	struct sg_addr remote = sg_addr6(ctx->remote_ip6[0], ctx->remote_ip6[1],
-					 ctx->remote_ip6[2], ctx->remote_ip6[3]);
+					 ctx->remote_ip6[2],
+					 ctx->remote_ip6[3]);
 	struct sg_pod *pod;
 	int outside, rule = 0;
 	__u32 steer;

@@ -50,7 +50,8 @@ SG_INLINE void sg_ops_tuple(struct bpf_sock_ops *ctx, __u64 cookie, int server,
 	struct sg_addr local = sg_addr6(ctx->local_ip6[0], ctx->local_ip6[1],
 					ctx->local_ip6[2], ctx->local_ip6[3]);
 	struct sg_addr remote = sg_addr6(ctx->remote_ip6[0], ctx->remote_ip6[1],
-					 ctx->remote_ip6[2], ctx->remote_ip6[3]);
+					 ctx->remote_ip6[2],
+					 ctx->remote_ip6[3]);
 
 	sg_barrier();
 	if (ctx->family == SG_AF_INET) {

@@ -29,29 +29,30 @@
 enum sg_action {
 	SG_DENY = 0,
 	SG_ALLOW = 1,
-	SG_REDIRECT = 2, /* to the sidecar's outbound port */
+	SG_REDIRECT = 2,     /* to the sidecar's outbound port */
 	SG_REDIRECT_DNS = 3, /* to the sidecar's DNS port */
 };
 
 struct sg_verdict {
-	__u32 action; /* enum sg_action */
+	__u32 action;  /* enum sg_action */
 	__u32 counter; /* enum sg_counter */
 };
 
 /* One side of a packet, or the destination of a connect or a datagram. */
 struct sg_flow {
 	__u8 proto; /* IPPROTO_* */
-	__u8 local; /* the other end is inside the pod: loopback or own address */
-	__u8 fragment; /* not the first: has no ports */
-	__u8 egress_rule; /* a rule lets the app reach the other end */
-	__u8 ingress_rule; /* a rule lets the other end reach the app */
+	__u8 local; /* the other end is inside the pod: loopback or own address
+		     */
+	__u8 fragment;	      /* not the first: has no ports */
+	__u8 egress_rule;     /* a rule lets the app reach the other end */
+	__u8 ingress_rule;    /* a rule lets the other end reach the app */
 	__u8 loopback_device; /* the packet is on lo */
-	__u16 port; /* of the other end */
+	__u16 port;	      /* of the other end */
 };
 
 SG_INLINE struct sg_verdict sg_is(__u32 action, __u32 counter)
 {
-	struct sg_verdict v = { action, counter };
+	struct sg_verdict v = {action, counter};
 
 	return v;
 }
@@ -66,7 +67,8 @@ SG_INLINE int sg_is_loopback(const struct sg_addr *a)
 		head |= b[i];
 	if (head)
 		return 0;
-	tail = (__u32)b[12] << 24 | (__u32)b[13] << 16 | (__u32)b[14] << 8 | b[15];
+	tail = (__u32)b[12] << 24 | (__u32)b[13] << 16 | (__u32)b[14] << 8 |
+	       b[15];
 	if (b[10] == 0xff && b[11] == 0xff)
 		return b[12] == 127 || tail == 0;
 	return b[10] == 0 && b[11] == 0 && tail <= 1;
@@ -164,8 +166,8 @@ SG_INLINE struct sg_verdict sg_verdict_socket(__u32 role, __u32 type,
 		return sg_is(SG_ALLOW, 0);
 	if (type == SG_SOCK_DGRAM &&
 	    (proto == SG_IPPROTO_ICMP || proto == SG_IPPROTO_ICMPV6))
-		return non_tcp_allow ? sg_is(SG_ALLOW, 0) :
-				       sg_is(SG_DENY, SG_DROP_ICMP);
+		return non_tcp_allow ? sg_is(SG_ALLOW, 0)
+				     : sg_is(SG_DENY, SG_DROP_ICMP);
 	if (type == SG_SOCK_RAW)
 		return sg_is(SG_DENY, SG_DROP_RAW);
 	return sg_is(SG_DENY, SG_DROP_PROTOCOL);
@@ -196,11 +198,11 @@ SG_INLINE struct sg_verdict sg_verdict_connect(__u32 role,
 	if (f->proto == SG_IPPROTO_UDP && f->port == 53 && pod->dns)
 		return sg_is(SG_REDIRECT_DNS, SG_COUNT_DNS);
 	if (f->proto == SG_IPPROTO_UDP)
-		return pod->non_tcp_allow ? sg_is(SG_ALLOW, SG_COUNT_DIRECT) :
-					    sg_is(SG_DENY, SG_DROP_UDP);
+		return pod->non_tcp_allow ? sg_is(SG_ALLOW, SG_COUNT_DIRECT)
+					  : sg_is(SG_DENY, SG_DROP_UDP);
 	if (f->proto == SG_IPPROTO_ICMP || f->proto == SG_IPPROTO_ICMPV6)
-		return pod->non_tcp_allow ? sg_is(SG_ALLOW, SG_COUNT_DIRECT) :
-					    sg_is(SG_DENY, SG_DROP_ICMP);
+		return pod->non_tcp_allow ? sg_is(SG_ALLOW, SG_COUNT_DIRECT)
+					  : sg_is(SG_DENY, SG_DROP_ICMP);
 	return sg_is(SG_DENY, SG_DROP_PROTOCOL);
 }
 
@@ -280,8 +282,8 @@ SG_INLINE struct sg_verdict sg_verdict_packet_in(__u32 role,
 
 /* Where the lookup of a listening socket is steered. */
 enum sg_steer {
-	SG_STEER_NONE = 0, /* the kernel's own lookup */
-	SG_STEER_INBOUND = 1, /* the sidecar's inbound listener, or refuse */
+	SG_STEER_NONE = 0,     /* the kernel's own lookup */
+	SG_STEER_INBOUND = 1,  /* the sidecar's inbound listener, or refuse */
 	SG_STEER_OUTBOUND = 2, /* the sidecar's outbound listener, or refuse */
 	SG_STEER_REFUSE = 3,
 };

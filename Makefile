@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+# make demo    the main job on a real podman pod
+# make test    all tests
+# make help    the rest
+
+SHELL := /bin/sh
+.DELETE_ON_ERROR:
+
+DESTDIR ?=
+PREFIX ?= /usr/local
+BINDIR ?= $(PREFIX)/bin
+LIBEXECDIR ?= $(PREFIX)/libexec/sidegate
+# The one directory that podman reads by default (oci-hooks(5)).
+HOOKSDIR ?= /usr/share/containers/oci/hooks.d
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+
+# Every recipe finds the Go that scripts/deps.sh found or fetched.
+WITH_GO = PATH="$$(scripts/deps.sh build):$$PATH"
+BUILD = $(WITH_GO) CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
+
+FUZZTIME ?= 5s
+
+.PHONY: help build demo test check bench generate check-generated lint fuzz deps install uninstall clean
+
+help:
+	@sed -n 's/^# make /make /p' Makefile
+	@echo 'make build   the binaries, in bin/'
+	@echo 'make bench   what it costs, as ratios of interleaved runs'
+	@echo 'make lint    gofmt, vet, staticcheck, clang-format, shellcheck'
+	@echo 'make generate / check-generated   the BPF objects and their Go types'
+	@echo 'make install / uninstall          DESTDIR, PREFIX, HOOKSDIR'
+	@echo 'make deps    installs what the above need'
+
+build:
+	$(BUILD) -o bin/sidegate ./cmd/sidegate
+	$(BUILD) -o bin/sidegate-oci-hook ./oci-hook
+
+deps:
+	scripts/deps.sh test
+
+demo: deps build
+	$(WITH_GO) CGO_ENABLED=0 go build -o bin/demo ./tests/demo
+	bin/demo
+
+# In process with the race detector, then real runtimes, proxies and kernels.
+test: deps build lint check-generated fuzz
+	$(WITH_GO) CGO_ENABLED=1 go test -race -count=1 ./bpf/... ./cgroups/... ./policy/... ./oci-hook/... ./cmd/...
+	$(WITH_GO) CGO_ENABLED=0 go test -count=1 -p 1 -timeout 25m ./tests/...
+
+fuzz:
+	$(WITH_GO) scripts/fuzz.sh $(FUZZTIME)
+
+bench: deps build
+	$(WITH_GO) CGO_ENABLED=0 go run ./tests/bench
+
+lint:
+	$(WITH_GO) scripts/lint.sh
+
+generate:
+	scripts/deps.sh generate >/dev/null
+	$(WITH_GO) go generate ./...
+
+# The committed objects are what the sources make.
+check-generated: generate
+	@git diff --exit-code --stat -- '*_bpfel.go' '*_bpfel.o' || \
+		{ echo 'generated files are not current: commit what `make generate` made'; exit 1; }
+
+install: build
+	install -D -m 755 bin/sidegate $(DESTDIR)$(BINDIR)/sidegate
+	install -D -m 755 bin/sidegate-oci-hook $(DESTDIR)$(LIBEXECDIR)/sidegate-oci-hook
+	install -d $(DESTDIR)/etc/sidegate/policies $(DESTDIR)$(HOOKSDIR)
+	for f in contrib/oci-hooks.d/*.json; do \
+		sed 's|@LIBEXECDIR@|$(LIBEXECDIR)|' $$f >$(DESTDIR)$(HOOKSDIR)/$${f##*/} || exit 1; \
+	done
+
+# The hook's definition goes first: podman skips a hook whose binary is missing
+# without a word.
+uninstall:
+	for f in contrib/oci-hooks.d/*.json; do rm -f $(DESTDIR)$(HOOKSDIR)/$${f##*/}; done
+	rm -f $(DESTDIR)$(BINDIR)/sidegate $(DESTDIR)$(LIBEXECDIR)/sidegate-oci-hook
+	-rmdir $(DESTDIR)$(LIBEXECDIR) $(DESTDIR)/etc/sidegate/policies $(DESTDIR)/etc/sidegate 2>/dev/null
+
+clean:
+	rm -rf bin build

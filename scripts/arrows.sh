@@ -1,0 +1,27 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+#
+# Checks who imports whom: front-ends -> cgroups -> bpf, policy; never back,
+# and no front-end another.
+set -eu
+bad=0
+# forbid PACKAGE PATTERN...: no package below PACKAGE imports one that matches.
+forbid() {
+	from=$1
+	shift
+	for pattern in "$@"; do
+		# shellcheck disable=SC2016 # a Go template
+		found=$(go list -f '{{$p := .ImportPath}}{{range .Imports}}{{$p}} -> {{.}}
+{{end}}' "./$from/..." | grep -E -- "-> sidegate/$pattern(/|\$)" | grep -v -- "-> sidegate/$from/" || true)
+		if [ -n "$found" ]; then
+			echo "arrows: not allowed: $found"
+			bad=1
+		fi
+	done
+}
+forbid bpf policy cgroups oci-hook cmd
+forbid policy bpf cgroups oci-hook cmd
+forbid cgroups oci-hook cmd
+forbid oci-hook cmd bpf
+forbid cmd oci-hook
+exit $bad
