@@ -40,9 +40,9 @@ fetch() {
 		tmp=$(mktemp -d "$kernels/.tmp.XXXXXX")
 		echo "vm-kernels: fetching $1" >&2
 		(
-			cd "$tmp"
-			apt-get -qq -o APT::Sandbox::User=root download "$1" >&2
-			dpkg -x ./*.deb unpacked
+			cd "$tmp" &&
+				apt-get -qq -o APT::Sandbox::User=root download "$1" >&2 &&
+				dpkg -x ./*.deb unpacked
 		) || die "fetch $1: see above"
 		mkdir "$tmp/kernel"
 		mv "$tmp/unpacked/boot/vmlinuz-$release" "$tmp/kernel/vmlinuz"

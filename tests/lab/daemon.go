@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"syscall"
+	"time"
+)
+
+// daemon is a child process that runs until it is stopped.
+type daemon struct {
+	name    string
+	cmd     *exec.Cmd
+	logPath string
+	ended   chan struct{}
+	err     error // after ended
+}
+
+// startDaemon starts a command with its output in a file of dir.
+func startDaemon(dir, name string, argv ...string) (*daemon, error) {
+	d := &daemon{name: name, logPath: filepath.Join(dir, name+".log"), ended: make(chan struct{})}
+	log, err := os.Create(d.logPath)
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	d.cmd = exec.Command(argv[0], argv[1:]...)
+	d.cmd.Stdout, d.cmd.Stderr = log, log
+	if err := d.cmd.Start(); err != nil {
+		return nil, fmt.Errorf("start %s: %w", name, err)
+	}
+	go func() {
+		d.err = d.cmd.Wait()
+		close(d.ended)
+	}()
+	return d, nil
+}
+
+// alive returns an error with the end of its output if the daemon has ended.
+func (d *daemon) alive() error {
+	select {
+	case <-d.ended:
+		out, _ := os.ReadFile(d.logPath)
+		return fmt.Errorf("%s ended: %v: %s", d.name, d.err, out[max(0, len(out)-2000):])
+	default:
+		return nil
+	}
+}
+
+// stop ends the daemon: SIGTERM, and SIGKILL if that does not help. It may be called again.
+func (d *daemon) stop() error {
+	_ = d.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-d.ended:
+		return nil
+	case <-time.After(3 * time.Second):
+	}
+	if err := d.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("kill %s: %w", d.name, err)
+	}
+	<-d.ended
+	return nil
+}
+
+// onOwnThread runs f on a thread that ends afterwards, whatever f did to it.
+func onOwnThread(f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlock: the thread goes with the goroutine
+		done <- f()
+	}()
+	return <-done
+}

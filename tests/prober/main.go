@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command prober makes one network attempt, or serves as the other end of one, and says in JSON what happened.
+//
+// It is static and needs nothing but a kernel, so it runs in any container and in any network namespace. Attempts use raw system
+// calls wherever the Go runtime would choose for us. Each prints one line
+//
+//	{"ok":true,"data":{...}}  or  {"ok":false,"err":"connect: ...","errno":"EPERM","data":{...}}
+//
+// and exits 0 or 1; wrong usage exits 2. Servers (serve, sink, listen, origdst-server) print one such line for each event.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"sort"
+	"syscall"
+)
+
+// A command runs with its arguments and returns what to print. A nil result prints nothing: servers print on their own.
+type command struct {
+	help string
+	run  func(ctx context.Context, args []string) (*result, error)
+}
+
+var commands = map[string]command{
+	"http":           {"GET a page and report both addresses of the connection", runHTTP},
+	"download":       {"GET a file, count and hash it", runDownload},
+	"tcp":            {"connect, send a nonce and wait for its echo", runTCP},
+	"udp":            {"send a datagram and wait for its echo", runUDP},
+	"ping":           {"send an ICMP echo request and wait for the reply", runPing},
+	"rawtcp":         {"send a SYN through a raw socket", runRawTCP},
+	"rawudp":         {"send a UDP datagram through a raw socket", runRawUDP},
+	"packet":         {"send a UDP datagram as a whole Ethernet frame (AF_PACKET)", runPacket},
+	"tunnel":         {"send a UDP datagram through a device of its own making", runTunnel},
+	"xdp":            {"send a UDP datagram as a whole Ethernet frame (AF_XDP)", runXDP},
+	"listen":         {"bind, listen, accept and echo", runListen},
+	"serve":          {"serve HTTP that tells each client both addresses of its connection", runServe},
+	"origdst-server": {"accept, and report SO_ORIGINAL_DST of each connection", runOrigDst},
+	"shell":          {"run other commands, given on stdin", runShell},
+	"sockopt":        {"report the answers of many getsockopt calls", runSockopt},
+	"sink":           {"be the outside: echo servers and a recorder of packets", runSink},
+	"joiner":         {"try every simple way out, one after the other", runJoiner},
+}
+
+func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
+
+// run executes one command and returns the exit status.
+func run(args []string, stdout, stderr io.Writer) int {
+	if len(args) == 0 {
+		usage(stderr)
+		return 2
+	}
+	cmd, ok := commands[args[0]]
+	if !ok {
+		fmt.Fprintf(stderr, "prober: unknown command %q\n", args[0])
+		usage(stderr)
+		return 2
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+
+	res, err := cmd.run(ctx, args[1:])
+	if errors.Is(err, flag.ErrHelp) {
+		return 0
+	}
+	if u := (*usageError)(nil); errors.As(err, &u) {
+		fmt.Fprintln(stderr, "prober:", err)
+		return 2
+	}
+	if res == nil && err == nil {
+		return 0
+	}
+	res = res.withError(err)
+	res.print(stdout)
+	if !res.OK {
+		return 1
+	}
+	return 0
+}
+
+func usage(w io.Writer) {
+	fmt.Fprintln(w, "usage: prober COMMAND [flags]")
+	names := make([]string, 0, len(commands))
+	for name := range commands {
+		names = append(names, name)
+	}
+	sort.Strings(names)
+	for _, name := range names {
+		fmt.Fprintf(w, "  %-15s %s\n", name, commands[name].help)
+	}
+}
+
+// usageError is a mistake in the command line.
+type usageError struct{ err error }
+
+func (e *usageError) Error() string { return e.err.Error() }
+func (e *usageError) Unwrap() error { return e.err }
+
+// parse parses args and turns a mistake into a usageError. No command takes positional arguments.
+func parse(fs *flag.FlagSet, args []string) error {
+	fs.SetOutput(io.Discard)
+	if err := fs.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			fs.SetOutput(os.Stderr)
+			fs.Usage()
+			return err
+		}
+		return &usageError{fmt.Errorf("%s: %w", fs.Name(), err)}
+	}
+	if fs.NArg() > 0 {
+		return &usageError{fmt.Errorf("%s: unexpected argument %q", fs.Name(), fs.Arg(0))}
+	}
+	return nil
+}

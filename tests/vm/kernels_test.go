@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vm_test
+
+import (
+	"os"
+	"path"
+	"strings"
+	"testing"
+
+	"sidegate/tests/vm"
+)
+
+// packages are those whose tests have to pass on every kernel.
+var packages = []string{"sidegate/bpf", "sidegate/cgroups"}
+
+// modules are what those tests use and Debian's kernels have as modules: kinds
+// of devices, protocols, and TLS with its algorithms.
+var modules = []string{
+	"veth", "dummy", "bridge", "tun", "vxlan", "crc32c_generic", "sctp", "cls_bpf", "sch_ingress",
+	"tls", "gcm", "ghash_generic", "ctr", "ccm", "chacha20poly1305", "aesni_intel",
+}
+
+// bpfLSM makes BPF one of the kernel's security modules; on Debian's kernels
+// it is compiled in, but not in the default list.
+const bpfLSM = "lsm=landlock,lockdown,yama,integrity,apparmor,bpf"
+
+// TestKernels runs the tests of packages in one VM per kernel. While working on
+// one of them, SIDEGATE_VM_PACKAGES names others instead, separated by spaces,
+// and SIDEGATE_VM_RUN is given to their tests as -test.run.
+func TestKernels(t *testing.T) {
+	kernels := kernels(t)
+	packages := packages
+	if names := strings.Fields(os.Getenv("SIDEGATE_VM_PACKAGES")); len(names) > 0 {
+		packages = names
+	}
+	binaries, err := vm.BuildTests(t.Context(), t.TempDir(), nil, packages...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var args []string
+	if run := os.Getenv("SIDEGATE_VM_RUN"); run != "" {
+		args = append(args, "-test.run="+run)
+	}
+	for _, kernel := range kernels {
+		t.Run(kernel.Release, func(t *testing.T) {
+			t.Parallel()
+			config := vm.Config{Kernel: kernel, Cmdline: []string{bpfLSM}, Modules: modules}
+			for _, binary := range binaries {
+				config.Files = append(config.Files, binary.Files...)
+				config.Commands = append(config.Commands, binary.Command(testLimit, args...))
+			}
+			result := bootVM(t, bootLimit, config)
+			for i, command := range result.Commands {
+				t.Run(path.Base(binaries[i].Package), func(t *testing.T) { vm.CheckTests(t, command) })
+			}
+		})
+	}
+}

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vm_test
+
+import (
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"sidegate/tests/vm"
+	"sidegate/tests/vm/runtimes"
+)
+
+// TestCrun runs the tests of runtimes with crun and runc in a VM per kernel.
+func TestCrun(t *testing.T) {
+	kernels := kernels(t)
+	files := slices.Concat(hostProgram(t, "crun"), hostProgram(t, "runc"))
+	testRuntimes(t, kernels, files, "-test.run=Hook")
+}
+
+// testRuntimes boots each kernel with files and the hooks, and runs the tests
+// of runtimes that args select.
+func testRuntimes(t *testing.T, kernels []vm.Kernel, files []vm.File, args ...string) {
+	t.Helper()
+	dir := t.TempDir()
+	binaries, err := vm.BuildTests(t.Context(), dir, []string{"vmguest"}, "sidegate/tests/vm/runtimes")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tests := binaries[0]
+	files = slices.Concat(files, tests.Files, []vm.File{
+		buildProgram(t, dir, "sidegate/tests/vm/internal/hookprobe", runtimes.ProbePath),
+	})
+	if exec.CommandContext(t.Context(), "go", "list", "sidegate/oci-hook").Run() == nil {
+		files = append(files, buildProgram(t, dir, "sidegate/oci-hook", runtimes.HookPath))
+	}
+	for _, kernel := range kernels {
+		t.Run(kernel.Release, func(t *testing.T) {
+			t.Parallel()
+			result := bootVM(t, bootLimit, vm.Config{
+				Kernel:   kernel,
+				Cmdline:  []string{bpfLSM},
+				Modules:  modules,
+				Files:    files,
+				Commands: []vm.Command{tests.Command(testLimit, args...)},
+			})
+			vm.CheckTests(t, result.Commands[0])
+		})
+	}
+}
+
+func hostProgram(t *testing.T, name string) []vm.File {
+	t.Helper()
+	files, err := vm.HostProgram(name)
+	if err != nil {
+		t.Fatalf("%v: run 'make deps'", err)
+	}
+	return files
+}
+
+// buildProgram builds a static program of this module, to be at guest.
+func buildProgram(t *testing.T, dir, pkg, guest string) vm.File {
+	t.Helper()
+	host := filepath.Join(dir, filepath.Base(guest))
+	if err := vm.GoBuild(t.Context(), host, pkg); err != nil {
+		t.Fatal(err)
+	}
+	return vm.File{Path: guest, Host: host, Mode: 0o755}
+}
+
+// TestPodman runs the tests of runtimes with podman, on crun and on runc.
+func TestPodman(t *testing.T) {
+	kernels := kernels(t)
+	files, err := vm.PodmanFiles()
+	if err != nil {
+		t.Fatalf("%v: run 'make deps'", err)
+	}
+	testRuntimes(t, kernels, files, "-test.run=TestPodman")
+}
