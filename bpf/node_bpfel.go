@@ -70,6 +70,7 @@ const (
 	nodeSgCounterSG_DROP_NO_MEMORY     nodeSgCounter = 23
 	nodeSgCounterSG_DROP_INIT          nodeSgCounter = 24
 	nodeSgCounterSG_DROP_SPOOFED       nodeSgCounter = 25
+	nodeSgCounterSG_DROP_BYPASS        nodeSgCounter = 26
 	nodeSgCounterSG_COUNTERS           nodeSgCounter = 32
 )
 
@@ -103,13 +104,13 @@ type nodeSgOrig struct {
 }
 
 type nodeSgPod struct {
-	_           structs.HostLayout
-	Outbound    uint16
-	Inbound     uint16
-	Dns         uint16
-	NonTcpAllow uint8
-	Nreserved   uint8
-	Reserved    [12]nodeSgPorts
+	_         structs.HostLayout
+	Outbound  uint16
+	Inbound   uint16
+	Dns       uint16
+	Flags     uint8
+	Nreserved uint8
+	Reserved  [12]nodeSgPorts
 }
 
 type nodeSgPodAddr struct {
@@ -217,6 +218,8 @@ const (
 	nodeProgSgEgress        = "sg_egress"
 	nodeProgSgGetpeername4  = "sg_getpeername4"
 	nodeProgSgGetpeername6  = "sg_getpeername6"
+	nodeProgSgGetsockname4  = "sg_getsockname4"
+	nodeProgSgGetsockname6  = "sg_getsockname6"
 	nodeProgSgGetsockopt    = "sg_getsockopt"
 	nodeProgSgGuardBind4    = "sg_guard_bind4"
 	nodeProgSgGuardBind6    = "sg_guard_bind6"
@@ -287,6 +290,8 @@ type nodeProgramSpecs struct {
 	SgEgress        *ebpf.ProgramSpec `ebpf:"sg_egress"`
 	SgGetpeername4  *ebpf.ProgramSpec `ebpf:"sg_getpeername4"`
 	SgGetpeername6  *ebpf.ProgramSpec `ebpf:"sg_getpeername6"`
+	SgGetsockname4  *ebpf.ProgramSpec `ebpf:"sg_getsockname4"`
+	SgGetsockname6  *ebpf.ProgramSpec `ebpf:"sg_getsockname6"`
 	SgGetsockopt    *ebpf.ProgramSpec `ebpf:"sg_getsockopt"`
 	SgGuardBind4    *ebpf.ProgramSpec `ebpf:"sg_guard_bind4"`
 	SgGuardBind6    *ebpf.ProgramSpec `ebpf:"sg_guard_bind6"`
@@ -403,6 +408,8 @@ type nodePrograms struct {
 	SgEgress        *ebpf.Program `ebpf:"sg_egress"`
 	SgGetpeername4  *ebpf.Program `ebpf:"sg_getpeername4"`
 	SgGetpeername6  *ebpf.Program `ebpf:"sg_getpeername6"`
+	SgGetsockname4  *ebpf.Program `ebpf:"sg_getsockname4"`
+	SgGetsockname6  *ebpf.Program `ebpf:"sg_getsockname6"`
 	SgGetsockopt    *ebpf.Program `ebpf:"sg_getsockopt"`
 	SgGuardBind4    *ebpf.Program `ebpf:"sg_guard_bind4"`
 	SgGuardBind6    *ebpf.Program `ebpf:"sg_guard_bind6"`
@@ -433,6 +440,8 @@ func (p *nodePrograms) Close() error {
 		p.SgEgress,
 		p.SgGetpeername4,
 		p.SgGetpeername6,
+		p.SgGetsockname4,
+		p.SgGetsockname6,
 		p.SgGetsockopt,
 		p.SgGuardBind4,
 		p.SgGuardBind6,

@@ -61,13 +61,13 @@ type podSgOrig struct {
 }
 
 type podSgPod struct {
-	_           structs.HostLayout
-	Outbound    uint16
-	Inbound     uint16
-	Dns         uint16
-	NonTcpAllow uint8
-	Nreserved   uint8
-	Reserved    [12]struct {
+	_         structs.HostLayout
+	Outbound  uint16
+	Inbound   uint16
+	Dns       uint16
+	Flags     uint8
+	Nreserved uint8
+	Reserved  [12]struct {
 		_  structs.HostLayout
 		Lo uint16
 		Hi uint16
@@ -158,9 +158,11 @@ const (
 	podMapRules          = "rules"
 	podMapSocks          = "socks"
 	podProgSgPodDevice   = "sg_pod_device"
+	podProgSgPodHost     = "sg_pod_host"
 	podProgSgPodLookup   = "sg_pod_lookup"
 	podProgSgPodLoopback = "sg_pod_loopback"
 	podVarSgPodCookie    = "sg_pod_cookie"
+	podVarSgPodToken     = "sg_pod_token"
 )
 
 // loadPod returns the embedded CollectionSpec for pod.
@@ -206,6 +208,7 @@ type podSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type podProgramSpecs struct {
 	SgPodDevice   *ebpf.ProgramSpec `ebpf:"sg_pod_device"`
+	SgPodHost     *ebpf.ProgramSpec `ebpf:"sg_pod_host"`
 	SgPodLookup   *ebpf.ProgramSpec `ebpf:"sg_pod_lookup"`
 	SgPodLoopback *ebpf.ProgramSpec `ebpf:"sg_pod_loopback"`
 }
@@ -234,6 +237,7 @@ type podMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type podVariableSpecs struct {
 	SgPodCookie *ebpf.VariableSpec `ebpf:"sg_pod_cookie"`
+	SgPodToken  *ebpf.VariableSpec `ebpf:"sg_pod_token"`
 }
 
 // podObjects contains all objects after they have been loaded into the kernel.
@@ -294,6 +298,7 @@ func (m *podMaps) Close() error {
 // It can be passed to loadPodObjects or ebpf.CollectionSpec.LoadAndAssign.
 type podVariables struct {
 	SgPodCookie *ebpf.Variable `ebpf:"sg_pod_cookie"`
+	SgPodToken  *ebpf.Variable `ebpf:"sg_pod_token"`
 }
 
 // podPrograms contains all programs after they have been loaded into the kernel.
@@ -301,6 +306,7 @@ type podVariables struct {
 // It can be passed to loadPodObjects or ebpf.CollectionSpec.LoadAndAssign.
 type podPrograms struct {
 	SgPodDevice   *ebpf.Program `ebpf:"sg_pod_device"`
+	SgPodHost     *ebpf.Program `ebpf:"sg_pod_host"`
 	SgPodLookup   *ebpf.Program `ebpf:"sg_pod_lookup"`
 	SgPodLoopback *ebpf.Program `ebpf:"sg_pod_loopback"`
 }
@@ -308,6 +314,7 @@ type podPrograms struct {
 func (p *podPrograms) Close() error {
 	return _PodClose(
 		p.SgPodDevice,
+		p.SgPodHost,
 		p.SgPodLookup,
 		p.SgPodLoopback,
 	)

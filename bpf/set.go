@@ -3,6 +3,8 @@
 package bpf
 
 import (
+	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
@@ -29,6 +31,8 @@ func ContainerHooks() []Hook {
 		{nodeProgSgRecvmsg6, ebpf.AttachCGroupUDP6Recvmsg},
 		{nodeProgSgGetpeername4, ebpf.AttachCgroupInet4GetPeername},
 		{nodeProgSgGetpeername6, ebpf.AttachCgroupInet6GetPeername},
+		{nodeProgSgGetsockname4, ebpf.AttachCgroupInet4GetSockname},
+		{nodeProgSgGetsockname6, ebpf.AttachCgroupInet6GetSockname},
 		{nodeProgSgBind4, ebpf.AttachCGroupInet4Bind},
 		{nodeProgSgBind6, ebpf.AttachCGroupInet6Bind},
 		{nodeProgSgPostBind4, ebpf.AttachCGroupInet4PostBind},
@@ -146,12 +150,13 @@ func (n *Node) ProgramNames() []string { return slices.Sorted(maps.Keys(n.Progra
 // PodPrograms carry one pod's cookie. The caller owns them until Close.
 type PodPrograms struct {
 	Device   *ebpf.Program `ebpf:"sg_pod_device"`
+	Host     *ebpf.Program `ebpf:"sg_pod_host"`
 	Loopback *ebpf.Program `ebpf:"sg_pod_loopback"`
 	Lookup   *ebpf.Program `ebpf:"sg_pod_lookup"`
 }
 
 // LoadPod loads the programs of the pod with this network namespace cookie.
-// They use m's maps.
+// They use m's maps, and share a random number that nobody else knows.
 func LoadPod(m *Maps, cookie uint64) (*PodPrograms, error) {
 	spec, err := loadPod()
 	if err != nil {
@@ -159,6 +164,9 @@ func LoadPod(m *Maps, cookie uint64) (*PodPrograms, error) {
 	}
 	if err := spec.Variables[podVarSgPodCookie].Set(cookie); err != nil {
 		return nil, fmt.Errorf("set cookie: %w", err)
+	}
+	if err := spec.Variables[podVarSgPodToken].Set(newToken()); err != nil {
+		return nil, fmt.Errorf("set token: %w", err)
 	}
 	p := new(PodPrograms)
 	err = spec.LoadAndAssign(p, &ebpf.CollectionOptions{MapReplacements: map[string]*ebpf.Map{
@@ -175,7 +183,19 @@ func LoadPod(m *Maps, cookie uint64) (*PodPrograms, error) {
 	return p, nil
 }
 
+// newToken returns a random number other than 0, which is the hash of a packet
+// that nothing has hashed.
+func newToken() uint32 {
+	var b [4]byte
+	for {
+		rand.Read(b[:]) // never fails
+		if token := binary.NativeEndian.Uint32(b[:]); token != 0 {
+			return token
+		}
+	}
+}
+
 // Close closes the descriptors. Attached programs stay with their links.
 func (p *PodPrograms) Close() error {
-	return errors.Join(p.Device.Close(), p.Loopback.Close(), p.Lookup.Close())
+	return errors.Join(p.Device.Close(), p.Host.Close(), p.Loopback.Close(), p.Lookup.Close())
 }

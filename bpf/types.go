@@ -48,6 +48,12 @@ const (
 	ProtoUDP = nodeSgProtoSG_PROTO_UDP
 )
 
+// Flags of a pod (enum sg_pod_flags).
+const (
+	PodNonTCP   uint8 = 1
+	PodSockName uint8 = 2
+)
+
 // Directions of a rule.
 const (
 	DirEgress  = nodeSgDirSG_DIR_EGRESS
@@ -139,6 +145,7 @@ var counterInfos = []CounterInfo{
 	{nodeSgCounterSG_DROP_NO_MEMORY, "no_memory", true, "no memory for the socket's record (net.core.optmem_max)"},
 	{nodeSgCounterSG_DROP_INIT, "init", true, "init container under `init: deny`"},
 	{nodeSgCounterSG_DROP_SPOOFED, "spoofed", true, "foreign source address on loopback"},
+	{nodeSgCounterSG_DROP_BYPASS, "bypass", true, "packet round the pod's own device hook (PACKET_QDISC_BYPASS, AF_XDP)"},
 }
 
 // String returns the counter's name.

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -311,37 +312,66 @@ func TestSockoptsAreUntouched(t *testing.T) {
 
 func TestAFPacketStopsAtTheDevice(t *testing.T) {
 	w := newWorld(t)
-	app := w.container("app")
+	app, sidecar := w.container("app"), w.container("sidecar")
 	out := agent.Start(t, w.outside, w.mkcgroup("outside"))
-	udpListen(t, out, "outside", outside4+":5000")
+	id := udpListen(t, out, "outside", outside4+":5000")
+	received := func() int { return out.Do(t, agent.Request{Op: "received", ID: id}).Len }
 	frame := w.udpFrame()
-	send := func() {
-		wantErr(t, "AF_PACKET", app.Do(t, agent.Request{Op: "packet", Addr: "eth0", Data: string(frame)}), "")
-	}
-	received := func() uint64 {
-		var n uint64
-		must(t, inNS(w.outside, func() error {
-			l, err := netlink.LinkByName("out0")
-			if err == nil {
-				n = l.Attrs().Statistics.RxPackets
-			}
-			return err
-		}))
-		return n
-	}
-	n := received()
-	send()
-	if received() == n {
-		t.Fatal("the frame does not arrive without Sidegate either")
+	for _, bypass := range []bool{false, true} {
+		n := received()
+		wantErr(t, "AF_PACKET", app.Do(t, agent.Request{Op: "packet", Addr: "eth0", Frame: frame, Bypass: bypass}), "")
+		eventually(t, fmt.Sprintf("frame arrives without Sidegate, bypass %v", bypass), func() bool { return received() > n })
 	}
 	w.attach(app, "app", policy.RoleApp, policy.Default())
-	n = received()
-	err := app.Do(t, agent.Request{Op: "packet", Addr: "eth0", Data: string(frame)}).Err
-	if got := received(); got != n {
-		t.Errorf("%d packets got out (send said %q)", got-n, err)
+	w.attach(sidecar, "sidecar", policy.RoleSidecar, policy.Default())
+	n := received()
+	for _, bypass := range []bool{false, true} {
+		app.Do(t, agent.Request{Op: "packet", Addr: "eth0", Frame: frame, Bypass: bypass})
 	}
-	if st := w.status(); st.Pods[0].Drops["packet_socket"] == 0 {
-		t.Errorf("drop is not counted: %v", st.Pods[0].Drops)
+	// What the sidecar sends after them arrives after them.
+	wantErr(t, "sidecar", sidecar.Do(t, agent.Request{Op: "udp", Network: "udp", Addr: outside4 + ":5000", Data: "x"}), "")
+	if got := received(); got != n+1 {
+		t.Errorf("%d frames got out", got-n-1)
+	}
+	d := w.status().Pods[0].Drops
+	if d["packet_socket"] != 1 || d["bypass"] != 1 {
+		t.Errorf("drops are %v, want one of packet_socket and one of bypass", d)
+	}
+}
+
+// TestSpoofedLoopback writes packets that seem to come from the outside to lo:
+// the kernel would answer a ping among them, a way out for data.
+func TestSpoofedLoopback(t *testing.T) {
+	w := newWorld(t)
+	app := w.container("app")
+	w.attach(app, "app", policy.RoleApp, policy.Default())
+	frame := w.udpFrame()
+	ip := frame[14:34]
+	copy(ip[12:16], net.ParseIP(outside4).To4())
+	copy(ip[16:20], net.ParseIP(pod4).To4())
+	for _, bypass := range []bool{false, true} {
+		app.Do(t, agent.Request{Op: "packet", Addr: "lo", Frame: frame, Bypass: bypass})
+	}
+	eventually(t, "both are dropped", func() bool { return w.status().Pods[0].Drops["spoofed"] == 2 })
+}
+
+func TestGetsocknameByPolicy(t *testing.T) {
+	for _, c := range []struct{ spec, want4, want6 string }{
+		{"  redirect: {getsockname: listener}\n", "127.0.0.1:15001", "[::1]:15001"},
+		{"  redirect: {getsockname: original}\n", outside4 + ":80", "[" + outside6 + "]:80"},
+	} {
+		m := newMeshPod(t, parse(t, c.spec))
+		for addr, want := range map[string]string{outside4 + ":80": c.want4, "[" + outside6 + "]:80": c.want6} {
+			got := dial(t, m.app, "tcp", addr)
+			wantBanner(t, "app", got, "outbound")
+			if got.Banner.Local != want {
+				t.Errorf("%s: getsockname of the sidecar is %s, want %s", strings.TrimSpace(c.spec), got.Banner.Local, want)
+			}
+		}
+		// A connection that was not redirected keeps its own.
+		if got := dial(t, m.app, "tcp", "127.0.0.1:15001"); got.Banner.Local != "127.0.0.1:15001" {
+			t.Errorf("%s: getsockname of a local connection is %s", strings.TrimSpace(c.spec), got.Banner.Local)
+		}
 	}
 }
 

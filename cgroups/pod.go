@@ -24,6 +24,7 @@ const (
 	pinLookup   = "lookup"
 	pinLoopback = "loopback"
 	pinDevice   = "device-" // and the device's index
+	pinHost     = "host-"   // and the index of the device's other end
 )
 
 // ensurePod makes the container's network namespace a managed pod, or checks
@@ -70,7 +71,10 @@ func (s *Store) checkPolicy(c *Container, ns *Netns, want, have bpf.Pod) error {
 func podEntry(p *policy.Compiled) (bpf.Pod, error) {
 	e := bpf.Pod{Outbound: p.Outbound, Inbound: p.Inbound, Dns: p.DNS}
 	if p.NonTCP == policy.ActionAllow {
-		e.NonTcpAllow = 1
+		e.Flags |= bpf.PodNonTCP
+	}
+	if p.Getsockname == policy.SockNameOriginal {
+		e.Flags |= bpf.PodSockName
 	}
 	if len(p.Reserved) > bpf.MaxReserved {
 		return e, fmt.Errorf("policy %q reserves %d ranges of ports, at most %d can be enforced", p.Name, len(p.Reserved), bpf.MaxReserved)
@@ -103,16 +107,20 @@ func (s *Store) addPod(c *Container, ns *Netns, entry bpf.Pod) error {
 		return err
 	}
 	return s.transaction(s.path("pods", ns.Cookie), func(tmp string) error {
-		err := ns.Do(func() error {
+		var peers []peer
+		err := ns.Do(func() (err error) {
 			if err := s.putAddrs(ns.Cookie); err != nil {
 				return err
 			}
-			if err := attachDevices(progs, tmp); err != nil {
+			if peers, err = attachDevices(progs, tmp); err != nil {
 				return err
 			}
 			return reservePorts("/proc/sys/net/ipv4", c.Policy.Reserved)
 		})
 		if err != nil {
+			return err
+		}
+		if err := attachPeers(progs, ns, peers, tmp); err != nil {
 			return err
 		}
 		l, err := link.AttachNetNs(int(ns.Handle), progs.Lookup)
@@ -130,11 +138,16 @@ func (s *Store) addPod(c *Container, ns *Netns, entry bpf.Pod) error {
 	})
 }
 
-// attachDevices attaches to every device of the current namespace.
-func attachDevices(progs *bpf.PodPrograms, dir string) error {
+// peer is where the other end of a pod's veth pair should be: the device with
+// index in this namespace, if that one's other end is back.
+type peer struct{ index, back int }
+
+// attachDevices attaches to every device of the current namespace, and returns
+// the other ends of those that have one.
+func attachDevices(progs *bpf.PodPrograms, dir string) (peers []peer, err error) {
 	links, err := netlink.LinkList()
 	if err != nil {
-		return fmt.Errorf("list devices: %w", err)
+		return nil, fmt.Errorf("list devices: %w", err)
 	}
 	for _, l := range links {
 		a := l.Attrs()
@@ -143,7 +156,40 @@ func attachDevices(progs *bpf.PodPrograms, dir string) error {
 			hook.prog, hook.attach, hook.pin = progs.Loopback, ebpf.AttachTCXIngress, filepath.Join(dir, pinLoopback)
 		}
 		if err := hook.do(); err != nil {
-			return fmt.Errorf("attach to device %s: %w", a.Name, err)
+			return nil, fmt.Errorf("attach to device %s: %w", a.Name, err)
+		}
+		if l.Type() == "veth" && a.ParentIndex != 0 {
+			peers = append(peers, peer{index: a.ParentIndex, back: a.Index})
+		}
+	}
+	return peers, nil
+}
+
+// attachPeers attaches to the other ends that are in this thread's namespace,
+// where nobody in the pod can reach. A device that only happens to have the
+// index says that its own other end is elsewhere.
+func attachPeers(progs *bpf.PodPrograms, ns *Netns, peers []peer, dir string) error {
+	if len(peers) == 0 {
+		return nil
+	}
+	nsid, err := netlink.GetNetNsIdByFd(int(ns.Handle))
+	if err != nil {
+		return fmt.Errorf("find namespace of pod: %w", err)
+	}
+	for _, p := range peers {
+		l, err := netlink.LinkByIndex(p.index)
+		if errors.As(err, &netlink.LinkNotFoundError{}) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("find device %d: %w", p.index, err)
+		}
+		if a := l.Attrs(); l.Type() != "veth" || a.ParentIndex != p.back || a.NetNsID != nsid {
+			continue
+		}
+		hook := deviceHook{dev: l, prog: progs.Host, attach: ebpf.AttachTCXIngress, pin: filepath.Join(dir, fmt.Sprint(pinHost, p.index))}
+		if err := hook.do(); err != nil {
+			return fmt.Errorf("attach to device %s: %w", l.Attrs().Name, err)
 		}
 	}
 	return nil

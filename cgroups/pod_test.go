@@ -3,6 +3,7 @@
 package cgroups_test
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -46,6 +47,7 @@ type world struct {
 	mount        cgroups.Mount
 	cgroup       string // directory that holds the containers' cgroups
 	pod, outside netns.NsHandle
+	host         netns.NsHandle // where the runtime runs: the outside, at the other end of the veth pair
 }
 
 const (
@@ -70,6 +72,7 @@ func newWorld(t testing.TB) *world {
 		}
 	})
 	w.pod, w.outside = newNetns(t), newNetns(t)
+	w.host = w.outside
 	w.link()
 	w.waitLinks()
 	return w
@@ -241,10 +244,17 @@ func (w *world) tryAttach(a *agent.Agent, name string, role policy.Role, p *poli
 	w.t.Helper()
 	c, err := p.Compile()
 	must(w.t, err)
-	s, err := cgroups.Open(w.state)
-	must(w.t, err)
-	defer s.Close()
-	return s.Attach(&cgroups.Container{ID: name, Name: name, Pod: "pod", Runtime: "test", Role: role, Policy: c, PID: a.PID})
+	var att cgroups.Attached
+	err = inNS(w.host, func() (err error) {
+		s, err := cgroups.Open(w.state)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, s.Close()) }()
+		att, err = s.Attach(&cgroups.Container{ID: name, Name: name, Pod: "pod", Runtime: "test", Role: role, Policy: c, PID: a.PID})
+		return err
+	})
+	return att, err
 }
 
 // parse makes a policy of a spec in YAML.
@@ -298,11 +308,13 @@ func listen(t testing.TB, a *agent.Agent, name, addr string) int {
 	return ans.ID
 }
 
-func udpListen(t testing.TB, a *agent.Agent, name, addr string) {
+func udpListen(t testing.TB, a *agent.Agent, name, addr string) int {
 	t.Helper()
-	if ans := a.Do(t, agent.Request{Op: "udplisten", Network: "udp", Addr: addr, Name: name}); ans.Err != "" {
+	ans := a.Do(t, agent.Request{Op: "udplisten", Network: "udp", Addr: addr, Name: name})
+	if ans.Err != "" {
 		t.Fatalf("listen on %s: %s", addr, ans.Err)
 	}
+	return ans.ID
 }
 
 func dial(t testing.TB, a *agent.Agent, network, addr string) agent.Answer {

@@ -133,7 +133,7 @@ func (s *Store) podStatus() ([]PodStatus, error) {
 			NonTCP:     policy.ActionDeny.String(),
 			Containers: byPod[cookie],
 		}
-		if entry.NonTcpAllow != 0 {
+		if entry.Flags&bpf.PodNonTCP != 0 {
 			p.NonTCP = policy.ActionAllow.String()
 		}
 		for _, a := range addrs {

@@ -218,7 +218,8 @@ func TestPodHasOnePolicy(t *testing.T) {
 
 func TestHostNamespaceIsRefused(t *testing.T) {
 	w := newWorld(t)
-	a := agent.Start(t, currentNetns(t), w.mkcgroup("host"))
+	w.host = currentNetns(t)
+	a := agent.Start(t, w.host, w.mkcgroup("host"))
 	_, err := w.tryAttach(a, "host", policy.RoleApp, policy.Default())
 	if err == nil || !strings.Contains(err.Error(), "host's network namespace") {
 		t.Errorf("attach says %v", err)

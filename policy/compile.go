@@ -18,6 +18,8 @@ type Compiled struct {
 	Outbound uint16
 	Inbound  uint16
 	DNS      uint16 // 0: off
+	// Getsockname is what the sidecar's redirected connections are told.
+	Getsockname SockName
 	// Reserved are the ports that only the sidecar may bind: sorted, neither overlapping nor adjacent.
 	Reserved []PortRange
 	// Egress and Ingress are sorted by prefix (IPv4 first, shorter before longer at the same address), protocol and
@@ -165,6 +167,7 @@ func (k *checker) roles(path string, roles []ContainerRole) {
 }
 
 func (k *checker) redirect(c *Compiled, r Redirect) {
+	c.Getsockname = r.Getsockname
 	c.Outbound, c.Inbound, c.DNS = cmp.Or(r.Outbound, DefaultOutbound), cmp.Or(r.Inbound, DefaultInbound), r.DNS
 	// Blame the port that was written, not the default that it meets.
 	switch {

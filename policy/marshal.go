@@ -40,6 +40,7 @@ func (p *PodPolicy) MarshalYAML() ([]byte, error) {
 	if r.DNS != 0 {
 		w.line(2, "dns: "+strconv.Itoa(int(r.DNS)))
 	}
+	w.line(2, "getsockname: "+r.Getsockname.String())
 	w.ports(1, "sidecarPorts", p.Spec.SidecarPorts)
 	if ex := p.Spec.Exclude; len(ex.Egress)+len(ex.Ingress) > 0 {
 		w.line(1, "exclude:")

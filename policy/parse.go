@@ -446,7 +446,7 @@ func (d *decoder) redirect(path string, n ast.Node) Redirect {
 	if n == nil {
 		return out
 	}
-	f, ok := d.object(path, n, "outbound", "inbound", "dns")
+	f, ok := d.object(path, n, "outbound", "inbound", "dns", "getsockname")
 	if !ok {
 		return out
 	}
@@ -455,6 +455,9 @@ func (d *decoder) redirect(path string, n ast.Node) Redirect {
 	}
 	if n := f["inbound"]; n != nil {
 		out.Inbound = d.port(path+".inbound", n)
+	}
+	if n := f["getsockname"]; n != nil {
+		out.Getsockname = SockName(d.oneOf(path+".getsockname", n, sockNameWords()))
 	}
 	if n := f["dns"]; n != nil {
 		if n.GetToken().Value == "0" {

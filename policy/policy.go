@@ -98,6 +98,8 @@ type Redirect struct {
 	Outbound uint16 `yaml:"outbound" json:"outbound"`
 	Inbound  uint16 `yaml:"inbound" json:"inbound"`
 	DNS      uint16 `yaml:"dns,omitempty" json:"dns,omitempty"`
+	// Getsockname says what getsockname(2) answers the sidecar on a redirected connection.
+	Getsockname SockName `yaml:"getsockname,omitempty" json:"getsockname,omitempty"`
 }
 
 // Exclude lists what an app may reach, and what may reach it, without the sidecar.
@@ -202,6 +204,24 @@ const (
 	ProtoUDP
 	ProtoAny
 )
+
+// SockName is what getsockname(2) answers the sidecar on a connection that was redirected to its outbound port.
+type SockName uint8
+
+// What getsockname answers: the listener's address, as under iptables' REDIRECT, or the original destination, as under
+// its TPROXY. HAProxy asks SO_ORIGINAL_DST for IPv4 only and needs the latter for IPv6.
+const (
+	SockNameListener SockName = iota
+	SockNameOriginal
+)
+
+func sockNameWords() []string { return []string{"listener", "original"} }
+
+// String returns the word that stands in a policy.
+func (n SockName) String() string { return word(sockNameWords(), uint8(n)) }
+
+// MarshalText writes the word.
+func (n SockName) MarshalText() ([]byte, error) { return []byte(n.String()), nil }
 
 // Action is what happens to traffic.
 type Action uint8

@@ -18,7 +18,7 @@
 /* What a container is to its pod. DEAD is what zeroed memory says. */
 enum sg_role {
 	SG_ROLE_DEAD =
-		0,	 /* registered half-way, or nothing: no socket at all */
+		0, /* registered half-way, or nothing: no socket at all */
 	SG_ROLE_APP = 1, /* everything through the sidecar */
 	SG_ROLE_SIDECAR = 2, /* not redirected, owns the reserved ports */
 	SG_ROLE_EXEMPT = 3, /* left alone by request: init: direct, role none */
@@ -27,7 +27,7 @@ enum sg_role {
 
 enum sg_proto {
 	SG_PROTO_ANY = 0,
-	SG_PROTO_TCP = 6,  /* IPPROTO_TCP */
+	SG_PROTO_TCP = 6, /* IPPROTO_TCP */
 	SG_PROTO_UDP = 17, /* IPPROTO_UDP */
 };
 
@@ -44,32 +44,33 @@ enum sg_dir {
  */
 enum sg_counter {
 	SG_COUNT_REDIRECT = 0, /* connections sent to the outbound port */
-	SG_COUNT_DNS = 1,      /* datagrams and connects sent to the DNS port */
-	SG_COUNT_DIRECT = 2,   /* connections let out by an exclusion */
-	SG_COUNT_LOCAL = 3,    /* connections inside the pod */
+	SG_COUNT_DNS = 1, /* datagrams and connects sent to the DNS port */
+	SG_COUNT_DIRECT = 2, /* connections let out by an exclusion */
+	SG_COUNT_LOCAL = 3, /* connections inside the pod */
 	SG_COUNT_ACCEPT_OUT = 4, /* redirected connections the sidecar took */
-	SG_COUNT_ACCEPT_IN = 5,	 /* outside connections the sidecar took */
+	SG_COUNT_ACCEPT_IN = 5, /* outside connections the sidecar took */
 	SG_COUNT_STEERED = 6, /* lookups answered with the inbound listener */
 
 	SG_DROP_FIRST = 8,
 	SG_DROP_UNREGISTERED = 8, /* socket of a cgroup unknown to this pod */
 	SG_DROP_UDP = 9,
 	SG_DROP_ICMP = 10,
-	SG_DROP_RAW = 11,	/* raw socket */
-	SG_DROP_PROTOCOL = 12,	/* SCTP, MPTCP, UDP-Lite, DCCP, ... */
-	SG_DROP_BIND = 13,	/* bind to a port of the sidecar */
-	SG_DROP_EGRESS = 14,	/* packet that no rule lets out */
-	SG_DROP_INGRESS = 15,	/* packet from outside, round the sidecar */
-	SG_DROP_FRAGMENT = 16,	/* fragment whose ports cannot be known */
+	SG_DROP_RAW = 11, /* raw socket */
+	SG_DROP_PROTOCOL = 12, /* SCTP, MPTCP, UDP-Lite, DCCP, ... */
+	SG_DROP_BIND = 13, /* bind to a port of the sidecar */
+	SG_DROP_EGRESS = 14, /* packet that no rule lets out */
+	SG_DROP_INGRESS = 15, /* packet from outside, round the sidecar */
+	SG_DROP_FRAGMENT = 16, /* fragment whose ports cannot be known */
 	SG_DROP_MALFORMED = 17, /* header that cannot be parsed */
 	SG_DROP_DEVICE = 18, /* packet at the device with no allowed socket */
 	SG_DROP_PACKET_SOCKET = 19, /* AF_PACKET */
-	SG_DROP_NO_LISTENER = 20,   /* the sidecar does not listen */
+	SG_DROP_NO_LISTENER = 20, /* the sidecar does not listen */
 	SG_DROP_OUTBOUND_PORT = 21, /* outside asked for the outbound port */
-	SG_DROP_ORIGDST_FULL = 22,  /* map origdst is full */
-	SG_DROP_NO_MEMORY = 23,	    /* socket storage: optmem_max */
-	SG_DROP_INIT = 24,	    /* init container under init: deny */
-	SG_DROP_SPOOFED = 25,	    /* foreign source address on loopback */
+	SG_DROP_ORIGDST_FULL = 22, /* map origdst is full */
+	SG_DROP_NO_MEMORY = 23, /* socket storage: optmem_max */
+	SG_DROP_INIT = 24, /* init container under init: deny */
+	SG_DROP_SPOOFED = 25, /* foreign source address on loopback */
+	SG_DROP_BYPASS = 26, /* packet round the pod's own device hook */
 	SG_COUNTERS = 32,
 };
 
@@ -99,12 +100,17 @@ struct sg_ports {
 
 #define SG_MAX_RESERVED 12
 
+enum sg_pod_flags {
+	SG_POD_NON_TCP = 1, /* apps may send UDP and ICMP directly */
+	SG_POD_SOCKNAME = 2, /* getsockname answers the original destination */
+};
+
 /* One pod: value of map pods, by netns cookie. */
 struct sg_pod {
 	__u16 outbound;
 	__u16 inbound;
 	__u16 dns; /* 0: DNS is not redirected */
-	__u8 non_tcp_allow;
+	__u8 flags; /* enum sg_pod_flags */
 	__u8 nreserved;
 	struct sg_ports reserved[SG_MAX_RESERVED];
 };
@@ -151,9 +157,9 @@ _Static_assert(sizeof(struct sg_rule) == 132, "ABI");
 
 enum sg_sock_flags {
 	SG_SOCK_REDIRECTED = 1, /* connect was sent to the outbound port */
-	SG_SOCK_DNS = 2,	/* last datagram was sent to the DNS port */
-	SG_SOCK_PASSIVE = 4,	/* made by accept */
-	SG_SOCK_ORIGDST = 8,	/* map origdst knows this connection */
+	SG_SOCK_DNS = 2, /* last datagram was sent to the DNS port */
+	SG_SOCK_PASSIVE = 4, /* made by accept */
+	SG_SOCK_ORIGDST = 8, /* map origdst knows this connection */
 };
 
 struct sg_orig {
@@ -208,7 +214,7 @@ _Static_assert(sizeof(struct sg_listener_key) == 16, "ABI");
 #define SG_NAME 64
 
 enum sg_device_prog {
-	SG_DEVICE_EGRESS = 0,	/* sg_device */
+	SG_DEVICE_EGRESS = 0, /* sg_device */
 	SG_DEVICE_LOOPBACK = 1, /* sg_loopback */
 	SG_DEVICE_PROGS = 2,
 };

@@ -17,7 +17,7 @@
 
 /* What a device program returns. */
 #define SG_DEV_PASS -1 /* TCX_NEXT, TC_ACT_UNSPEC */
-#define SG_DEV_DROP 2  /* TCX_DROP, TC_ACT_SHOT */
+#define SG_DEV_DROP 2 /* TCX_DROP, TC_ACT_SHOT */
 
 /*
  * A function that the verifier judges once, on its own, and not again for each

@@ -214,6 +214,36 @@ int sg_getpeername6(struct bpf_sock_addr *ctx)
 	return SG_PROCEED;
 }
 
+/*
+ * A sidecar that learns the destination by getsockname(2), as under TPROXY,
+ * where its policy says that it does.
+ */
+SG_INLINE int sg_do_getsockname(struct bpf_sock_addr *ctx, int v6)
+{
+	struct sg_container *self = sg_self();
+	struct sg_pod *pod;
+
+	if (!self || self->role != SG_ROLE_SIDECAR)
+		return SG_PROCEED;
+	pod = bpf_map_lookup_elem(&pods, &self->netns_cookie);
+	if (pod && (pod->flags & SG_POD_SOCKNAME) &&
+	    ctx->user_port == bpf_htons(pod->outbound))
+		sg_restore(ctx, v6, SG_SOCK_PASSIVE);
+	return SG_PROCEED;
+}
+
+SEC("cgroup/getsockname4")
+int sg_getsockname4(struct bpf_sock_addr *ctx)
+{
+	return sg_do_getsockname(ctx, 0);
+}
+
+SEC("cgroup/getsockname6")
+int sg_getsockname6(struct bpf_sock_addr *ctx)
+{
+	return sg_do_getsockname(ctx, 1);
+}
+
 SG_INLINE int sg_do_bind(__u16 port)
 {
 	struct sg_container *self = sg_self();

@@ -51,9 +51,7 @@ SG_INLINE int sg_dev_orphan(struct __sk_buff *skb, struct bpf_sock *sk,
 	return sg_dev_drop(cookie, SG_DROP_DEVICE);
 }
 
-/* Egress of every device of the pod but lo. */
-SEC("tc")
-int sg_device(struct __sk_buff *skb)
+SG_INLINE int sg_do_device(struct __sk_buff *skb)
 {
 	struct bpf_sock *sk = skb->sk;
 	struct bpf_sock *full;
@@ -103,6 +101,20 @@ int sg_device(struct __sk_buff *skb)
 		return SG_DEV_PASS;
 	sg_count(s->cgroup_id, v.counter);
 	return SG_DEV_DROP;
+}
+
+/*
+ * Egress of every device of the pod but lo. What passes is marked for the
+ * program at the host's end.
+ */
+SEC("tc")
+int sg_device(struct __sk_buff *skb)
+{
+	int verdict = sg_do_device(skb);
+
+	if (verdict == SG_DEV_PASS)
+		bpf_set_hash(skb, skb->cb[2]);
+	return verdict;
 }
 
 /*

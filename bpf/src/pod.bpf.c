@@ -10,6 +10,15 @@
 
 const volatile __u64 sg_pod_cookie = 0;
 
+/*
+ * What sg_device leaves in skb->hash of a packet that may go, and sg_pod_host
+ * wants to find there on the other end of the veth pair. The hash is all that
+ * crosses namespaces. No packet gets this one without passing tc egress, so one
+ * that goes round it (PACKET_QDISC_BYPASS, AF_XDP) has another, which its
+ * sender cannot choose.
+ */
+const volatile __u32 sg_pod_token = 0;
+
 #define SG_LO_IFINDEX 1 /* in every network namespace */
 
 SEC("tc")
@@ -17,6 +26,7 @@ int sg_pod_device(struct __sk_buff *skb)
 {
 	skb->cb[0] = (__u32)sg_pod_cookie;
 	skb->cb[1] = sg_pod_cookie >> 32;
+	skb->cb[2] = sg_pod_token;
 	bpf_tail_call_static(skb, &device_progs, SG_DEVICE_EGRESS);
 	return SG_DEV_DROP;
 }
@@ -28,6 +38,23 @@ int sg_pod_loopback(struct __sk_buff *skb)
 	skb->cb[1] = sg_pod_cookie >> 32;
 	bpf_tail_call_static(skb, &device_progs, SG_DEVICE_LOOPBACK);
 	return SG_DEV_DROP;
+}
+
+/* Ingress of the host's end of a pod's veth pair. */
+SEC("tc")
+int sg_pod_host(struct __sk_buff *skb)
+{
+	__u64 cookie = sg_pod_cookie;
+
+	if (!bpf_map_lookup_elem(&pods, &cookie))
+		return SG_DEV_PASS;
+	if (skb->hash != sg_pod_token) {
+		sg_count_pod(cookie, SG_DROP_BYPASS);
+		return SG_DEV_DROP;
+	}
+	/* One for all flows would send them to one queue. */
+	bpf_set_hash_invalid(skb);
+	return SG_DEV_PASS;
 }
 
 SG_GLOBAL int sg_assign(struct bpf_sk_lookup *ctx, __u8 kind, __u8 ipv6)

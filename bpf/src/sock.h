@@ -19,7 +19,8 @@ int sg_sock_create(struct bpf_sock *ctx)
 		return SG_REJECT;
 	pod = bpf_map_lookup_elem(&pods, &self->netns_cookie);
 	v = sg_verdict_socket(pod ? self->role : SG_ROLE_DEAD, ctx->type,
-			      ctx->protocol, pod && pod->non_tcp_allow);
+			      ctx->protocol,
+			      pod && (pod->flags & SG_POD_NON_TCP));
 	if (v.action == SG_DENY) {
 		sg_count(self->cgroup_id, v.counter);
 		/* As on a kernel without the protocol: libraries fall back. */

@@ -29,12 +29,12 @@
 enum sg_action {
 	SG_DENY = 0,
 	SG_ALLOW = 1,
-	SG_REDIRECT = 2,     /* to the sidecar's outbound port */
+	SG_REDIRECT = 2, /* to the sidecar's outbound port */
 	SG_REDIRECT_DNS = 3, /* to the sidecar's DNS port */
 };
 
 struct sg_verdict {
-	__u32 action;  /* enum sg_action */
+	__u32 action; /* enum sg_action */
 	__u32 counter; /* enum sg_counter */
 };
 
@@ -43,11 +43,11 @@ struct sg_flow {
 	__u8 proto; /* IPPROTO_* */
 	__u8 local; /* the other end is inside the pod: loopback or own address
 		     */
-	__u8 fragment;	      /* not the first: has no ports */
-	__u8 egress_rule;     /* a rule lets the app reach the other end */
-	__u8 ingress_rule;    /* a rule lets the other end reach the app */
+	__u8 fragment; /* not the first: has no ports */
+	__u8 egress_rule; /* a rule lets the app reach the other end */
+	__u8 ingress_rule; /* a rule lets the other end reach the app */
 	__u8 loopback_device; /* the packet is on lo */
-	__u16 port;	      /* of the other end */
+	__u16 port; /* of the other end */
 };
 
 SG_INLINE struct sg_verdict sg_is(__u32 action, __u32 counter)
@@ -198,11 +198,13 @@ SG_INLINE struct sg_verdict sg_verdict_connect(__u32 role,
 	if (f->proto == SG_IPPROTO_UDP && f->port == 53 && pod->dns)
 		return sg_is(SG_REDIRECT_DNS, SG_COUNT_DNS);
 	if (f->proto == SG_IPPROTO_UDP)
-		return pod->non_tcp_allow ? sg_is(SG_ALLOW, SG_COUNT_DIRECT)
-					  : sg_is(SG_DENY, SG_DROP_UDP);
+		return (pod->flags & SG_POD_NON_TCP)
+			       ? sg_is(SG_ALLOW, SG_COUNT_DIRECT)
+			       : sg_is(SG_DENY, SG_DROP_UDP);
 	if (f->proto == SG_IPPROTO_ICMP || f->proto == SG_IPPROTO_ICMPV6)
-		return pod->non_tcp_allow ? sg_is(SG_ALLOW, SG_COUNT_DIRECT)
-					  : sg_is(SG_DENY, SG_DROP_ICMP);
+		return (pod->flags & SG_POD_NON_TCP)
+			       ? sg_is(SG_ALLOW, SG_COUNT_DIRECT)
+			       : sg_is(SG_DENY, SG_DROP_ICMP);
 	return sg_is(SG_DENY, SG_DROP_PROTOCOL);
 }
 
@@ -250,7 +252,8 @@ SG_INLINE struct sg_verdict sg_verdict_packet_out(__u32 role,
 		return sg_is(SG_ALLOW, 0);
 	if (f->egress_rule || f->ingress_rule)
 		return sg_is(SG_ALLOW, 0);
-	if (pod->non_tcp_allow && sg_non_tcp(f->proto) && !f->loopback_device)
+	if ((pod->flags & SG_POD_NON_TCP) && sg_non_tcp(f->proto) &&
+	    !f->loopback_device)
 		return sg_is(SG_ALLOW, 0);
 	return sg_is(SG_DENY, f->fragment ? SG_DROP_FRAGMENT : SG_DROP_EGRESS);
 }
@@ -275,15 +278,15 @@ SG_INLINE struct sg_verdict sg_verdict_packet_in(__u32 role,
 		return sg_is(SG_ALLOW, 0);
 	if (f->egress_rule || f->ingress_rule)
 		return sg_is(SG_ALLOW, 0);
-	if (pod->non_tcp_allow && sg_non_tcp(f->proto))
+	if ((pod->flags & SG_POD_NON_TCP) && sg_non_tcp(f->proto))
 		return sg_is(SG_ALLOW, 0);
 	return sg_is(SG_DENY, f->fragment ? SG_DROP_FRAGMENT : SG_DROP_INGRESS);
 }
 
 /* Where the lookup of a listening socket is steered. */
 enum sg_steer {
-	SG_STEER_NONE = 0,     /* the kernel's own lookup */
-	SG_STEER_INBOUND = 1,  /* the sidecar's inbound listener, or refuse */
+	SG_STEER_NONE = 0, /* the kernel's own lookup */
+	SG_STEER_INBOUND = 1, /* the sidecar's inbound listener, or refuse */
 	SG_STEER_OUTBOUND = 2, /* the sidecar's outbound listener, or refuse */
 	SG_STEER_REFUSE = 3,
 };

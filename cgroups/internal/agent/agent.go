@@ -17,6 +17,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -61,8 +62,10 @@ type Request struct {
 	Level     int    // sockopt
 	Opt       int
 	Len       int
-	ID        int  // close
-	Connected bool // udp
+	ID        int    // close
+	Connected bool   // udp
+	Frame     []byte // packet
+	Bypass    bool   // packet: PACKET_QDISC_BYPASS
 }
 
 // Answer is what came of it.
@@ -117,6 +120,8 @@ func (s *server) do(r Request) Answer {
 		a, err = udp(r)
 	case "udplisten":
 		a, err = s.udpListen(r)
+	case "received": // datagrams, by the listener with this id
+		a.Len = int(s.open[r.ID].(*echo).received.Load())
 	case "socket":
 		var fd int
 		if fd, err = unix.Socket(r.Sock[0], r.Sock[1]|unix.SOCK_CLOEXEC, r.Sock[2]); err == nil {
@@ -126,7 +131,6 @@ func (s *server) do(r Request) Answer {
 		a, err = sockopt(r)
 	case "packet":
 		err = packet(r)
-	case "ping":
 	default:
 		err = errors.New("unknown op " + r.Op)
 	}
@@ -332,6 +336,7 @@ func (s *server) udpListen(r Request) (a Answer, err error) {
 	if err != nil {
 		return a, err
 	}
+	e := &echo{UDPConn: c}
 	go func() {
 		buf := make([]byte, 1500)
 		for {
@@ -339,10 +344,17 @@ func (s *server) udpListen(r Request) (a Answer, err error) {
 			if err != nil {
 				return
 			}
+			e.received.Add(1)
 			_, _ = c.WriteToUDP(append([]byte(r.Name+":"), buf[:n]...), from)
 		}
 	}()
-	return Answer{ID: s.keep(c), Local: c.LocalAddr().String()}, nil
+	return Answer{ID: s.keep(e), Local: c.LocalAddr().String()}, nil
+}
+
+// echo sends datagrams back and counts them.
+type echo struct {
+	*net.UDPConn
+	received atomic.Int64
 }
 
 // Getsockopt calls getsockopt(2) with a buffer of size bytes and returns the
@@ -369,7 +381,7 @@ func sockopt(r Request) (a Answer, err error) {
 	return a, err
 }
 
-// packet sends Data as a whole frame through the device named Addr.
+// packet sends Frame as a whole frame through the device named Addr.
 func packet(r Request) error {
 	dev, err := net.InterfaceByName(r.Addr)
 	if err != nil {
@@ -380,7 +392,12 @@ func packet(r Request) error {
 		return err
 	}
 	defer unix.Close(fd)
-	return unix.Sendto(fd, []byte(r.Data), 0, &unix.SockaddrLinklayer{Ifindex: dev.Index})
+	if r.Bypass {
+		if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_QDISC_BYPASS, 1); err != nil {
+			return err
+		}
+	}
+	return unix.Sendto(fd, r.Frame, 0, &unix.SockaddrLinklayer{Ifindex: dev.Index})
 }
 
 // Agent is a running agent.
