@@ -116,7 +116,7 @@ func run(ctx context.Context, e *env) (ok bool, err error) {
 	rows := judgeAll(chosen, e.sides, findings)
 	printTable(e.stdout, rows, e.sides)
 	sum := count(rows)
-	fmt.Fprintf(e.stdout, "\n%s (%s)\n", sum, time.Since(began).Round(time.Second))
+	fmt.Fprintf(e.stdout, "\n%d not possible on this machine; %s\n%s\n", sum.skipped, time.Since(began).Round(time.Second), sum)
 	if e.json != "" {
 		b, err := json.MarshalIndent(report{Passed: sum.passed, Failed: sum.failed, Skipped: sum.skipped, Attempts: rows}, "", "  ")
 		if err != nil {

@@ -32,6 +32,7 @@ kind: PodPolicy
 metadata:
   name: demo
 spec:
+  redirect: {getsockname: original} # HAProxy asks SO_ORIGINAL_DST for IPv4 only
   sidecarPorts: [15000] # HAProxy's own
 `
 
@@ -109,7 +110,7 @@ func install(l *lab.Lab, e *env) (hooksDir string, err error) {
 
 // uninstall takes Sidegate out of the kernel and checks that nothing of it stays.
 func uninstall(ctx context.Context, e *env) error {
-	out, err := exec.CommandContext(ctx, filepath.Join(e.bin, "sidegate"), "unload", "--force").CombinedOutput()
+	out, err := exec.CommandContext(context.WithoutCancel(ctx), filepath.Join(e.bin, "sidegate"), "unload", "--force").CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("sidegate unload: %w: %s", err, strings.TrimSpace(string(out)))
 	}
