@@ -217,9 +217,10 @@ func (s *Store) deleteContainer(cgroupID uint64) error {
 	return errors.Join(errs...)
 }
 
-// Detach forgets the container with this runtime id, which must have ended,
-// and its pod if nothing of it is left. It tells whether it knew the container.
-func (s *Store) Detach(id string) (bool, error) {
+// Detach forgets the container with this runtime id, which must have ended or
+// be about to, and its pod if nothing of it is left: process dying, if not 0,
+// does not count. It tells whether it knew the container.
+func (s *Store) Detach(id string, dying int) (bool, error) {
 	cgroupIDs, err := s.cgroupsOf(id)
 	if err != nil {
 		return false, err
@@ -229,7 +230,7 @@ func (s *Store) Detach(id string) (bool, error) {
 			return true, err
 		}
 	}
-	_, err = s.Collect()
+	_, err = s.collect(dying)
 	return len(cgroupIDs) > 0, err
 }
 
@@ -258,7 +259,9 @@ type Collected struct{ Containers, Pods int }
 // Collect removes containers whose cgroup is gone and pods in whose namespace
 // no container is registered and no process lives: what ended without a hook.
 // A pod whose containers are down stays closed while anything runs in it.
-func (s *Store) Collect() (Collected, error) {
+func (s *Store) Collect() (Collected, error) { return s.collect(0) }
+
+func (s *Store) collect(dying int) (Collected, error) {
 	var n Collected
 	ids, err := s.registered()
 	if err != nil {
@@ -280,7 +283,7 @@ func (s *Store) Collect() (Collected, error) {
 	if err := s.sweep(); err != nil {
 		return n, err
 	}
-	n.Pods, err = s.collectPods()
+	n.Pods, err = s.collectPods(dying)
 	return n, err
 }
 

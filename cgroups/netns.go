@@ -96,7 +96,8 @@ func (n *Netns) isHost() (bool, error) {
 	return false, nil
 }
 
-// eachNetns calls f with the namespace, by inode, of every process.
+// eachNetns calls f with the namespace, by inode, of every process but this
+// one, whose first thread may be where Do left it.
 func eachNetns(f func(pid int, ino uint64)) error {
 	procs, err := os.ReadDir("/proc")
 	if err != nil {
@@ -104,7 +105,7 @@ func eachNetns(f func(pid int, ino uint64)) error {
 	}
 	for _, p := range procs {
 		pid, err := strconv.Atoi(p.Name())
-		if err != nil {
+		if err != nil || pid == os.Getpid() {
 			continue
 		}
 		var st unix.Stat_t
@@ -116,10 +117,14 @@ func eachNetns(f func(pid int, ino uint64)) error {
 	return nil
 }
 
-// netnsInUse tells which namespaces, by inode, have a process.
-func netnsInUse() (map[uint64]bool, error) {
+// netnsInUse tells which namespaces, by inode, have a process other than except.
+func netnsInUse(except int) (map[uint64]bool, error) {
 	used := make(map[uint64]bool)
-	err := eachNetns(func(_ int, ino uint64) { used[ino] = true })
+	err := eachNetns(func(pid int, ino uint64) {
+		if pid != except {
+			used[ino] = true
+		}
+	})
 	return used, err
 }
 

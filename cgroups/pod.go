@@ -302,8 +302,8 @@ func deleteKeys[K any](m *ebpf.Map, match func(*K) bool) error {
 	return nil
 }
 
-// collectPods removes the pods that nothing is left of.
-func (s *Store) collectPods() (int, error) {
+// collectPods removes the pods that nothing is left of but process dying.
+func (s *Store) collectPods(dying int) (int, error) {
 	cookies, err := s.podCookies()
 	if err != nil || len(cookies) == 0 {
 		return 0, err
@@ -325,7 +325,7 @@ func (s *Store) collectPods() (int, error) {
 			continue
 		}
 		if used == nil {
-			if used, err = netnsInUse(); err != nil {
+			if used, err = netnsInUse(dying); err != nil {
 				return n, err
 			}
 		}

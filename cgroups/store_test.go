@@ -106,7 +106,7 @@ func TestDetachLeavesNothing(t *testing.T) {
 		s, err := cgroups.OpenExisting(m.state)
 		must(t, err)
 		defer s.Close()
-		found, err := s.Detach(id)
+		found, err := s.Detach(id, 0)
 		must(t, err)
 		return found
 	}

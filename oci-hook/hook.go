@@ -121,7 +121,7 @@ func createRuntime(e env, st *specs.State) error {
 			"look at its log, or check redirect.outbound in the pod's policy", req.Wait, policy.KeyWait)
 	}
 	if err != nil {
-		return errors.Join(err, detach(e, st.ID))
+		return errors.Join(err, detach(e, st.ID, st.Pid))
 	}
 	return nil
 }
@@ -172,9 +172,9 @@ func runtimeOf(st *specs.State) string {
 
 // poststop runs for every container, since an unmanaged one, such as a pod's
 // infra container, may be the last of its pod.
-func poststop(e env, st *specs.State) error { return detach(e, st.ID) }
+func poststop(e env, st *specs.State) error { return detach(e, st.ID, 0) }
 
-func detach(e env, id string) (err error) {
+func detach(e env, id string, dying int) (err error) {
 	s, err := cgroups.OpenExisting(e.state)
 	if errors.Is(err, cgroups.ErrNotLoaded) {
 		return nil
@@ -183,6 +183,6 @@ func detach(e env, id string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.Close()) }()
-	_, err = s.Detach(id)
+	_, err = s.Detach(id, dying)
 	return err
 }
