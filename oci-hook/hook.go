@@ -127,22 +127,10 @@ func createRuntime(e env, st *specs.State) error {
 }
 
 func attach(e env, st *specs.State, req policy.Request, name string) (att cgroups.Attached, err error) {
-	s, err := cgroups.Open(e.state)
+	// First of all, so that a wrong policy leaves nothing in the kernel.
+	p, err := findPolicy(e, st, req)
 	if err != nil {
 		return att, err
-	}
-	defer func() { err = errors.Join(err, s.Close()) }()
-
-	// A container that names no policy is under its pod's.
-	policyName := req.Policy
-	if policyName == "" {
-		if policyName, err = s.PolicyOf(st.Pid); err != nil {
-			return att, err
-		}
-	}
-	p, err := policy.Find(e.policyDir, policyName)
-	if err != nil {
-		return att, fmt.Errorf("%s: %w", policy.KeyPolicy, err)
 	}
 	compiled, err := p.Compile()
 	if err != nil {
@@ -152,6 +140,11 @@ func attach(e env, st *specs.State, req policy.Request, name string) (att cgroup
 	if err != nil {
 		return att, err
 	}
+	s, err := cgroups.Open(e.state)
+	if err != nil {
+		return att, err
+	}
+	defer func() { err = errors.Join(err, s.Close()) }()
 	return s.Attach(&cgroups.Container{
 		ID:      st.ID,
 		Name:    name,
@@ -161,6 +154,34 @@ func attach(e env, st *specs.State, req policy.Request, name string) (att cgroup
 		Policy:  compiled,
 		PID:     st.Pid,
 	})
+}
+
+// findPolicy returns the policy that the container names, or else its pod's.
+func findPolicy(e env, st *specs.State, req policy.Request) (*policy.PodPolicy, error) {
+	name := req.Policy
+	if name == "" {
+		var err error
+		if name, err = policyOfPod(e, st.Pid); err != nil {
+			return nil, err
+		}
+	}
+	p, err := policy.Find(e.policyDir, name)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", policy.KeyPolicy, err)
+	}
+	return p, nil
+}
+
+func policyOfPod(e env, pid int) (name string, err error) {
+	s, err := cgroups.OpenExisting(e.state)
+	if errors.Is(err, cgroups.ErrNotLoaded) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	defer func() { err = errors.Join(err, s.Close()) }()
+	return s.PolicyOf(pid)
 }
 
 func runtimeOf(st *specs.State) string {

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"sidegate/cgroups"
 	"sidegate/policy"
@@ -34,7 +35,7 @@ func main() {
 	}
 	if err := run(e); err != nil {
 		// The runtime shows this in its own error message: one line, whole.
-		fmt.Fprintf(e.stderr, "sidegate: %v\n", err)
+		fmt.Fprintf(e.stderr, "sidegate: %s\n", strings.ReplaceAll(err.Error(), "\n", "; "))
 		os.Exit(exitCode(err))
 	}
 }
