@@ -123,7 +123,8 @@ type nodeSgPodInfo struct {
 	_        structs.HostLayout
 	Pod      [65]uint8
 	Policy   [65]uint8
-	Reserved [6]uint8
+	Reserved [2]uint8
+	Slot     uint32
 	NetnsIno uint64
 	NetnsDev uint64
 }
@@ -173,6 +174,13 @@ type nodeSgRulePort struct {
 	Proto nodeSgProto
 }
 
+type nodeSgSlot struct {
+	_           structs.HostLayout
+	NetnsCookie uint64
+	Token       uint32
+	Reserved    uint32
+}
+
 type nodeSgSock struct {
 	_           structs.HostLayout
 	NetnsCookie uint64
@@ -207,6 +215,7 @@ const (
 	nodeMapPodAddrs         = "pod_addrs"
 	nodeMapPodCounters      = "pod_counters"
 	nodeMapPodInfo          = "pod_info"
+	nodeMapPodSlots         = "pod_slots"
 	nodeMapPods             = "pods"
 	nodeMapRules            = "rules"
 	nodeMapSocks            = "socks"
@@ -326,6 +335,7 @@ type nodeMapSpecs struct {
 	PodAddrs      *ebpf.MapSpec `ebpf:"pod_addrs"`
 	PodCounters   *ebpf.MapSpec `ebpf:"pod_counters"`
 	PodInfo       *ebpf.MapSpec `ebpf:"pod_info"`
+	PodSlots      *ebpf.MapSpec `ebpf:"pod_slots"`
 	Pods          *ebpf.MapSpec `ebpf:"pods"`
 	Rules         *ebpf.MapSpec `ebpf:"rules"`
 	Socks         *ebpf.MapSpec `ebpf:"socks"`
@@ -367,6 +377,7 @@ type nodeMaps struct {
 	PodAddrs      *ebpf.Map `ebpf:"pod_addrs"`
 	PodCounters   *ebpf.Map `ebpf:"pod_counters"`
 	PodInfo       *ebpf.Map `ebpf:"pod_info"`
+	PodSlots      *ebpf.Map `ebpf:"pod_slots"`
 	Pods          *ebpf.Map `ebpf:"pods"`
 	Rules         *ebpf.Map `ebpf:"rules"`
 	Socks         *ebpf.Map `ebpf:"socks"`
@@ -384,6 +395,7 @@ func (m *nodeMaps) Close() error {
 		m.PodAddrs,
 		m.PodCounters,
 		m.PodInfo,
+		m.PodSlots,
 		m.Pods,
 		m.Rules,
 		m.Socks,

@@ -87,7 +87,8 @@ type podSgPodInfo struct {
 	_        structs.HostLayout
 	Pod      [65]uint8
 	Policy   [65]uint8
-	Reserved [6]uint8
+	Reserved [2]uint8
+	Slot     uint32
 	NetnsIno uint64
 	NetnsDev uint64
 }
@@ -112,6 +113,13 @@ type podSgRuleKey struct {
 		_ structs.HostLayout
 		B [16]uint8
 	}
+}
+
+type podSgSlot struct {
+	_           structs.HostLayout
+	NetnsCookie uint64
+	Token       uint32
+	Reserved    uint32
 }
 
 type podSgSock struct {
@@ -154,6 +162,7 @@ const (
 	podMapPodAddrs       = "pod_addrs"
 	podMapPodCounters    = "pod_counters"
 	podMapPodInfo        = "pod_info"
+	podMapPodSlots       = "pod_slots"
 	podMapPods           = "pods"
 	podMapRules          = "rules"
 	podMapSocks          = "socks"
@@ -161,8 +170,7 @@ const (
 	podProgSgPodHost     = "sg_pod_host"
 	podProgSgPodLookup   = "sg_pod_lookup"
 	podProgSgPodLoopback = "sg_pod_loopback"
-	podVarSgPodCookie    = "sg_pod_cookie"
-	podVarSgPodToken     = "sg_pod_token"
+	podVarSgSlotNumber   = "sg_slot_number"
 )
 
 // loadPod returns the embedded CollectionSpec for pod.
@@ -227,6 +235,7 @@ type podMapSpecs struct {
 	PodAddrs      *ebpf.MapSpec `ebpf:"pod_addrs"`
 	PodCounters   *ebpf.MapSpec `ebpf:"pod_counters"`
 	PodInfo       *ebpf.MapSpec `ebpf:"pod_info"`
+	PodSlots      *ebpf.MapSpec `ebpf:"pod_slots"`
 	Pods          *ebpf.MapSpec `ebpf:"pods"`
 	Rules         *ebpf.MapSpec `ebpf:"rules"`
 	Socks         *ebpf.MapSpec `ebpf:"socks"`
@@ -236,8 +245,7 @@ type podMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type podVariableSpecs struct {
-	SgPodCookie *ebpf.VariableSpec `ebpf:"sg_pod_cookie"`
-	SgPodToken  *ebpf.VariableSpec `ebpf:"sg_pod_token"`
+	SgSlotNumber *ebpf.VariableSpec `ebpf:"sg_slot_number"`
 }
 
 // podObjects contains all objects after they have been loaded into the kernel.
@@ -270,6 +278,7 @@ type podMaps struct {
 	PodAddrs      *ebpf.Map `ebpf:"pod_addrs"`
 	PodCounters   *ebpf.Map `ebpf:"pod_counters"`
 	PodInfo       *ebpf.Map `ebpf:"pod_info"`
+	PodSlots      *ebpf.Map `ebpf:"pod_slots"`
 	Pods          *ebpf.Map `ebpf:"pods"`
 	Rules         *ebpf.Map `ebpf:"rules"`
 	Socks         *ebpf.Map `ebpf:"socks"`
@@ -287,6 +296,7 @@ func (m *podMaps) Close() error {
 		m.PodAddrs,
 		m.PodCounters,
 		m.PodInfo,
+		m.PodSlots,
 		m.Pods,
 		m.Rules,
 		m.Socks,
@@ -297,8 +307,7 @@ func (m *podMaps) Close() error {
 //
 // It can be passed to loadPodObjects or ebpf.CollectionSpec.LoadAndAssign.
 type podVariables struct {
-	SgPodCookie *ebpf.Variable `ebpf:"sg_pod_cookie"`
-	SgPodToken  *ebpf.Variable `ebpf:"sg_pod_token"`
+	SgSlotNumber *ebpf.Variable `ebpf:"sg_slot_number"`
 }
 
 // podPrograms contains all programs after they have been loaded into the kernel.

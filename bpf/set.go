@@ -19,29 +19,57 @@ type Hook struct {
 	Attach  ebpf.AttachType
 }
 
-// ContainerHooks returns what is attached to the cgroup of every container.
-func ContainerHooks() []Hook {
-	return []Hook{
-		{nodeProgSgSockCreate, ebpf.AttachCGroupInetSockCreate},
-		{nodeProgSgConnect4, ebpf.AttachCGroupInet4Connect},
-		{nodeProgSgConnect6, ebpf.AttachCGroupInet6Connect},
-		{nodeProgSgSendmsg4, ebpf.AttachCGroupUDP4Sendmsg},
-		{nodeProgSgSendmsg6, ebpf.AttachCGroupUDP6Sendmsg},
-		{nodeProgSgRecvmsg4, ebpf.AttachCGroupUDP4Recvmsg},
-		{nodeProgSgRecvmsg6, ebpf.AttachCGroupUDP6Recvmsg},
-		{nodeProgSgGetpeername4, ebpf.AttachCgroupInet4GetPeername},
-		{nodeProgSgGetpeername6, ebpf.AttachCgroupInet6GetPeername},
-		{nodeProgSgGetsockname4, ebpf.AttachCgroupInet4GetSockname},
-		{nodeProgSgGetsockname6, ebpf.AttachCgroupInet6GetSockname},
-		{nodeProgSgBind4, ebpf.AttachCGroupInet4Bind},
-		{nodeProgSgBind6, ebpf.AttachCGroupInet6Bind},
-		{nodeProgSgPostBind4, ebpf.AttachCGroupInet4PostBind},
-		{nodeProgSgPostBind6, ebpf.AttachCGroupInet6PostBind},
-		{nodeProgSgGetsockopt, ebpf.AttachCGroupGetsockopt},
-		{nodeProgSgSockops, ebpf.AttachCGroupSockOps},
-		{nodeProgSgEgress, ebpf.AttachCGroupInetEgress},
-		{nodeProgSgIngress, ebpf.AttachCGroupInetIngress},
+// ContainerHooks returns what is attached to the cgroup of a container of this
+// role under pod: the hooks that do something for it, since each costs its start
+// and its traffic.
+func ContainerHooks(role Role, pod Pod) []Hook {
+	hooks := []Hook{{nodeProgSgSockCreate, ebpf.AttachCGroupInetSockCreate}}
+	switch role {
+	case RoleExempt:
+		return hooks
+	case RoleSidecar:
+		hooks = append(hooks,
+			Hook{nodeProgSgSockops, ebpf.AttachCGroupSockOps},
+			Hook{nodeProgSgGetsockopt, ebpf.AttachCGroupGetsockopt})
+		if pod.Flags&PodSockName != 0 {
+			hooks = append(hooks,
+				Hook{nodeProgSgGetsockname4, ebpf.AttachCgroupInet4GetSockname},
+				Hook{nodeProgSgGetsockname6, ebpf.AttachCgroupInet6GetSockname})
+		}
+		return hooks
 	}
+	hooks = append(hooks,
+		Hook{nodeProgSgConnect4, ebpf.AttachCGroupInet4Connect},
+		Hook{nodeProgSgConnect6, ebpf.AttachCGroupInet6Connect},
+		Hook{nodeProgSgSendmsg4, ebpf.AttachCGroupUDP4Sendmsg},
+		Hook{nodeProgSgSendmsg6, ebpf.AttachCGroupUDP6Sendmsg},
+		Hook{nodeProgSgGetpeername4, ebpf.AttachCgroupInet4GetPeername},
+		Hook{nodeProgSgGetpeername6, ebpf.AttachCgroupInet6GetPeername},
+		Hook{nodeProgSgBind4, ebpf.AttachCGroupInet4Bind},
+		Hook{nodeProgSgBind6, ebpf.AttachCGroupInet6Bind},
+		Hook{nodeProgSgPostBind4, ebpf.AttachCGroupInet4PostBind},
+		Hook{nodeProgSgPostBind6, ebpf.AttachCGroupInet6PostBind},
+		Hook{nodeProgSgSockops, ebpf.AttachCGroupSockOps},
+		Hook{nodeProgSgEgress, ebpf.AttachCGroupInetEgress},
+		Hook{nodeProgSgIngress, ebpf.AttachCGroupInetIngress})
+	if pod.Dns != 0 {
+		hooks = append(hooks,
+			Hook{nodeProgSgRecvmsg4, ebpf.AttachCGroupUDP4Recvmsg},
+			Hook{nodeProgSgRecvmsg6, ebpf.AttachCGroupUDP6Recvmsg})
+	}
+	return hooks
+}
+
+// AllContainerHooks returns every hook that any container may have.
+func AllContainerHooks() []Hook {
+	all := Pod{Dns: 1, Flags: PodSockName}
+	hooks := ContainerHooks(RoleApp, all)
+	for _, h := range ContainerHooks(RoleSidecar, all) {
+		if !slices.Contains(hooks, h) {
+			hooks = append(hooks, h)
+		}
+	}
+	return hooks
 }
 
 // GuardHooks returns what is attached to the root cgroup, once a node.
@@ -61,7 +89,7 @@ func GuardHooks() []Hook {
 func MapNames() []string {
 	return []string{
 		nodeMapContainerInfo, nodeMapContainers, nodeMapCounters, nodeMapDeviceProgs, nodeMapIdentity,
-		nodeMapListeners, nodeMapOrigdst, nodeMapPodAddrs, nodeMapPodCounters, nodeMapPodInfo, nodeMapPods,
+		nodeMapListeners, nodeMapOrigdst, nodeMapPodAddrs, nodeMapPodCounters, nodeMapPodInfo, nodeMapPodSlots, nodeMapPods,
 		nodeMapRules, nodeMapSocks,
 	}
 }
@@ -78,6 +106,7 @@ type Maps struct {
 	PodAddrs      *ebpf.Map `ebpf:"pod_addrs"`
 	PodCounters   *ebpf.Map `ebpf:"pod_counters"`
 	PodInfo       *ebpf.Map `ebpf:"pod_info"`
+	PodSlots      *ebpf.Map `ebpf:"pod_slots"`
 	Pods          *ebpf.Map `ebpf:"pods"`
 	Rules         *ebpf.Map `ebpf:"rules"`
 }
@@ -93,6 +122,7 @@ func (m *Maps) fields() map[string]**ebpf.Map {
 		nodeMapPodAddrs:      &m.PodAddrs,
 		nodeMapPodCounters:   &m.PodCounters,
 		nodeMapPodInfo:       &m.PodInfo,
+		nodeMapPodSlots:      &m.PodSlots,
 		nodeMapPods:          &m.Pods,
 		nodeMapRules:         &m.Rules,
 	}
@@ -147,7 +177,8 @@ func LoadNode() (*Node, error) {
 // ProgramNames returns the names of the loaded programs, sorted.
 func (n *Node) ProgramNames() []string { return slices.Sorted(maps.Keys(n.Programs)) }
 
-// PodPrograms carry one pod's cookie. The caller owns them until Close.
+// PodPrograms work for the pod that their slot names. The caller owns them
+// until Close.
 type PodPrograms struct {
 	Device   *ebpf.Program `ebpf:"sg_pod_device"`
 	Host     *ebpf.Program `ebpf:"sg_pod_host"`
@@ -155,18 +186,25 @@ type PodPrograms struct {
 	Lookup   *ebpf.Program `ebpf:"sg_pod_lookup"`
 }
 
-// LoadPod loads the programs of the pod with this network namespace cookie.
-// They use m's maps, and share a random number that nobody else knows.
-func LoadPod(m *Maps, cookie uint64) (*PodPrograms, error) {
+// Fields gives each program by its name in the object.
+func (p *PodPrograms) Fields() map[string]**ebpf.Program {
+	return map[string]**ebpf.Program{
+		podProgSgPodDevice:   &p.Device,
+		podProgSgPodHost:     &p.Host,
+		podProgSgPodLoopback: &p.Loopback,
+		podProgSgPodLookup:   &p.Lookup,
+	}
+}
+
+// LoadPod loads a set of pod programs for a slot, which may be free. They use
+// m's maps.
+func LoadPod(m *Maps, slot uint32) (*PodPrograms, error) {
 	spec, err := loadPod()
 	if err != nil {
 		return nil, fmt.Errorf("parse pod object: %w", err)
 	}
-	if err := spec.Variables[podVarSgPodCookie].Set(cookie); err != nil {
-		return nil, fmt.Errorf("set cookie: %w", err)
-	}
-	if err := spec.Variables[podVarSgPodToken].Set(newToken()); err != nil {
-		return nil, fmt.Errorf("set token: %w", err)
+	if err := spec.Variables[podVarSgSlotNumber].Set(slot); err != nil {
+		return nil, fmt.Errorf("set slot: %w", err)
 	}
 	p := new(PodPrograms)
 	err = spec.LoadAndAssign(p, &ebpf.CollectionOptions{MapReplacements: map[string]*ebpf.Map{
@@ -174,6 +212,7 @@ func LoadPod(m *Maps, cookie uint64) (*PodPrograms, error) {
 		podMapListeners:   m.Listeners,
 		podMapPodAddrs:    m.PodAddrs,
 		podMapPodCounters: m.PodCounters,
+		podMapPodSlots:    m.PodSlots,
 		podMapPods:        m.Pods,
 		podMapRules:       m.Rules,
 	}})
@@ -183,19 +222,24 @@ func LoadPod(m *Maps, cookie uint64) (*PodPrograms, error) {
 	return p, nil
 }
 
-// newToken returns a random number other than 0, which is the hash of a packet
-// that nothing has hashed.
-func newToken() uint32 {
+// NewSlot returns the value of a slot that works for the pod with this cookie,
+// with a random token that nobody else knows. It is never 0, the hash of a
+// packet that nothing has hashed.
+func NewSlot(cookie uint64) Slot {
 	var b [4]byte
 	for {
 		rand.Read(b[:]) // never fails
 		if token := binary.NativeEndian.Uint32(b[:]); token != 0 {
-			return token
+			return Slot{NetnsCookie: cookie, Token: token}
 		}
 	}
 }
 
 // Close closes the descriptors. Attached programs stay with their links.
 func (p *PodPrograms) Close() error {
-	return errors.Join(p.Device.Close(), p.Host.Close(), p.Loopback.Close(), p.Lookup.Close())
+	var errs []error
+	for _, f := range p.Fields() {
+		errs = append(errs, (*f).Close())
+	}
+	return errors.Join(errs...)
 }

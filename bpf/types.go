@@ -30,6 +30,7 @@ type (
 	Rule          = nodeSgRule
 	RuleKey       = nodeSgRuleKey
 	RulePort      = nodeSgRulePort
+	Slot          = nodeSgSlot
 )
 
 // Roles as the programs know them (enum sg_role).

@@ -79,7 +79,11 @@ func (s *Store) Attach(c *Container) (att Attached, err error) {
 	if err := s.checkSidecar(c, role, ns.Cookie); err != nil {
 		return att, err
 	}
-	undoPod, err := s.ensurePod(c, ns)
+	pod, err := podEntry(c.Policy)
+	if err != nil {
+		return att, err
+	}
+	undoPod, err := s.ensurePod(c, ns, pod)
 	if err != nil {
 		return att, fmt.Errorf("manage pod of container %s: %w", c, err)
 	}
@@ -88,7 +92,7 @@ func (s *Store) Attach(c *Container) (att Attached, err error) {
 		if err := s.putContainer(c, ns, entry); err != nil {
 			return err
 		}
-		if err := attachAll(cg, bpf.ContainerHooks(), tmp, s.program); err != nil {
+		if err := attachAll(cg, bpf.ContainerHooks(role, pod), tmp, s.program); err != nil {
 			return err
 		}
 		// The kernel made the storage with the first link, zeroed: a dead role.
@@ -306,7 +310,7 @@ func (s *Store) registered() ([]uint64, error) {
 
 // sweep removes transactions that their process did not live to finish.
 func (s *Store) sweep() error {
-	for _, sub := range []string{"containers", "pods"} {
+	for _, sub := range []string{"containers", "pods", "slots"} {
 		entries, err := os.ReadDir(filepath.Join(s.dir, sub))
 		if err != nil {
 			return fmt.Errorf("list %s: %w", sub, err)

@@ -12,6 +12,7 @@
 //	<state>/v<ABI>/maps/<map>
 //	<state>/v<ABI>/progs/<program>
 //	<state>/v<ABI>/guard/<program>              links on the root cgroup
+//	<state>/v<ABI>/slots/<n>/<program>          sets of a pod's own programs, in use or spare
 //	<state>/v<ABI>/pods/<cookie>/<link>         links on the netns and its devices
 //	<state>/v<ABI>/containers/<cgroup id>/<program>
 package cgroups

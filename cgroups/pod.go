@@ -29,12 +29,8 @@ const (
 
 // ensurePod makes the container's network namespace a managed pod, or checks
 // that it is one under the same policy. The returned func undoes what it did.
-func (s *Store) ensurePod(c *Container, ns *Netns) (undo func() error, err error) {
+func (s *Store) ensurePod(c *Container, ns *Netns, want bpf.Pod) (undo func() error, err error) {
 	undo = func() error { return nil }
-	want, err := podEntry(c.Policy)
-	if err != nil {
-		return undo, err
-	}
 	var have bpf.Pod
 	switch err := s.maps.Pods.Lookup(ns.Cookie, &have); {
 	case err == nil:
@@ -89,16 +85,20 @@ func podEntry(p *policy.Compiled) (bpf.Pod, error) {
 // addPod attaches what a pod needs and makes the pod known last: from then on
 // the guard closes its namespace. The caller undoes it on error.
 func (s *Store) addPod(c *Container, ns *Netns, entry bpf.Pod) error {
-	progs, err := bpf.LoadPod(s.maps, ns.Cookie)
+	slot, progs, err := s.takeSlot()
 	if err != nil {
 		return err
 	}
 	defer progs.Close()
-	info := bpf.PodInfo{NetnsIno: ns.Ino, NetnsDev: ns.Dev}
+	// Before the slot is taken: what is left of a killed process is found by it.
+	info := bpf.PodInfo{Slot: slot, NetnsIno: ns.Ino, NetnsDev: ns.Dev}
 	bpf.SetCString(info.Pod[:], cmp.Or(c.Pod, c.ID))
 	bpf.SetCString(info.Policy[:], c.Policy.Name)
 	if err := s.maps.PodInfo.Put(ns.Cookie, info); err != nil {
 		return fmt.Errorf("put pod info: %w", err)
+	}
+	if err := s.maps.PodSlots.Put(slot, bpf.NewSlot(ns.Cookie)); err != nil {
+		return fmt.Errorf("take slot %d: %w", slot, err)
 	}
 	if err := putCounters(s.maps.PodCounters, ns.Cookie); err != nil {
 		return err
@@ -259,7 +259,7 @@ func (s *Store) removePod(cookie uint64) error {
 	if err := removePins(s.path("pods", cookie)); err != nil {
 		errs = append(errs, fmt.Errorf("detach pod %d: %w", cookie, err))
 	}
-	errs = append(errs,
+	errs = append(errs, s.freeSlot(cookie),
 		deleteKeys(s.maps.PodAddrs, func(k *bpf.PodAddr) bool { return k.NetnsCookie == cookie }),
 		deleteKeys(s.maps.Rules, func(k *bpf.RuleKey) bool { return k.NetnsCookie == cookie }))
 	for _, m := range []*ebpf.Map{s.maps.Pods, s.maps.PodCounters, s.maps.PodInfo} {

@@ -111,7 +111,7 @@ func probeHooks(node *bpf.Node) []Check {
 	}
 	defer cg.Close()
 	var checks []Check
-	for _, h := range append(bpf.ContainerHooks(), bpf.GuardHooks()...) {
+	for _, h := range append(bpf.AllContainerHooks(), bpf.GuardHooks()...) {
 		c := Check{Name: "hook " + strings.TrimPrefix(h.Program, "sg_"), OK: true, Required: true, Kernel: true, Detail: "attached to a cgroup"}
 		l, err := link.AttachRawLink(link.RawLinkOptions{Target: int(cg.Fd()), Program: node.Programs[h.Program], Attach: h.Attach})
 		if err == nil {
@@ -134,7 +134,7 @@ func probeNetns(node *bpf.Node) Check {
 		return c
 	}
 	defer maps.Close()
-	progs, err := bpf.LoadPod(maps, 1)
+	progs, err := bpf.LoadPod(maps, 0)
 	if err != nil {
 		c.Detail = err.Error()
 		return c

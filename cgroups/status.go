@@ -104,10 +104,6 @@ func (s *Store) podStatus() ([]PodStatus, error) {
 	if err != nil {
 		return nil, err
 	}
-	byPod, err := s.containerStatus()
-	if err != nil {
-		return nil, err
-	}
 	addrs, err := keysOf[bpf.PodAddr](s.maps.PodAddrs)
 	if err != nil {
 		return nil, err
@@ -123,15 +119,17 @@ func (s *Store) podStatus() ([]PodStatus, error) {
 			return nil, fmt.Errorf("look up pod %d: %w", cookie, err)
 		}
 		p := PodStatus{
-			Pod:        bpf.CString(info.Pod[:]),
-			Policy:     bpf.CString(info.Policy[:]),
-			Cookie:     cookie,
-			NetnsIno:   info.NetnsIno,
-			Outbound:   entry.Outbound,
-			Inbound:    entry.Inbound,
-			DNS:        entry.Dns,
-			NonTCP:     policy.ActionDeny.String(),
-			Containers: byPod[cookie],
+			Pod:      bpf.CString(info.Pod[:]),
+			Policy:   bpf.CString(info.Policy[:]),
+			Cookie:   cookie,
+			NetnsIno: info.NetnsIno,
+			Outbound: entry.Outbound,
+			Inbound:  entry.Inbound,
+			DNS:      entry.Dns,
+			NonTCP:   policy.ActionDeny.String(),
+		}
+		if p.Containers, err = s.containerStatus(cookie, entry); err != nil {
+			return nil, err
 		}
 		if entry.Flags&bpf.PodNonTCP != 0 {
 			p.NonTCP = policy.ActionAllow.String()
@@ -156,16 +154,20 @@ func (s *Store) podStatus() ([]PodStatus, error) {
 	return pods, nil
 }
 
-func (s *Store) containerStatus() (map[uint64][]ContainerStatus, error) {
+// containerStatus lists the containers of one pod, oldest first.
+func (s *Store) containerStatus(cookie uint64, pod bpf.Pod) ([]ContainerStatus, error) {
 	ids, err := s.ids("containers")
 	if err != nil {
 		return nil, err
 	}
-	byPod := make(map[uint64][]ContainerStatus)
+	list := []ContainerStatus{}
 	for _, id := range ids {
 		var entry bpf.Container
 		if err := s.maps.Containers.Lookup(id, &entry); err != nil {
 			return nil, fmt.Errorf("look up container of cgroup %d: %w", id, err)
+		}
+		if entry.NetnsCookie != cookie {
+			continue
 		}
 		info, err := s.info(id)
 		if err != nil {
@@ -187,7 +189,7 @@ func (s *Store) containerStatus() (map[uint64][]ContainerStatus, error) {
 		if c.Hooks, err = names(s.path("containers", id)); err != nil {
 			return nil, err
 		}
-		for _, h := range bpf.ContainerHooks() {
+		for _, h := range bpf.ContainerHooks(entry.Role, pod) {
 			if name := strings.TrimPrefix(h.Program, "sg_"); !slices.Contains(c.Hooks, name) {
 				c.Missing = append(c.Missing, name)
 			}
@@ -195,12 +197,10 @@ func (s *Store) containerStatus() (map[uint64][]ContainerStatus, error) {
 		if c.Counters, c.Drops, err = readCounters(s.maps.Counters, id); err != nil {
 			return nil, err
 		}
-		byPod[entry.NetnsCookie] = append(byPod[entry.NetnsCookie], c)
+		list = append(list, c)
 	}
-	for _, list := range byPod {
-		slices.SortFunc(list, func(a, b ContainerStatus) int { return a.Attached.Compare(b.Attached) })
-	}
-	return byPod, nil
+	slices.SortFunc(list, func(a, b ContainerStatus) int { return a.Attached.Compare(b.Attached) })
+	return list, nil
 }
 
 // readCounters sums an entry over CPUs and leaves zeros out.

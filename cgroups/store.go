@@ -80,6 +80,9 @@ func OpenExisting(state string) (*Store, error) {
 }
 
 func (s *Store) openMaps() (*Store, error) {
+	if s.maps != nil { // just made
+		return s, nil
+	}
 	m, err := bpf.OpenMaps(func(name string) (*ebpf.Map, error) {
 		return ebpf.LoadPinnedMap(filepath.Join(s.dir, "maps", name), nil)
 	})
@@ -188,6 +191,13 @@ func (s *Store) install() error {
 			if err := node.Programs[name].Pin(filepath.Join(tmp, "progs", name)); err != nil {
 				return err
 			}
+		}
+		s.maps, err = bpf.OpenMaps(func(name string) (*ebpf.Map, error) { return node.Maps[name].Clone() })
+		if err != nil {
+			return err
+		}
+		if err := s.fillSlots(tmp); err != nil {
+			return err
 		}
 		return attachAll(root, bpf.GuardHooks(), filepath.Join(tmp, "guard"), func(name string) (*ebpf.Program, error) {
 			return node.Programs[name].Clone()

@@ -38,7 +38,7 @@ func attachedTo(t testing.TB, dir string) int {
 	must(t, err)
 	defer f.Close()
 	n := 0
-	for _, h := range bpf.ContainerHooks() {
+	for _, h := range bpf.AllContainerHooks() {
 		r, err := link.QueryPrograms(link.QueryOptions{Target: int(f.Fd()), Attach: h.Attach})
 		must(t, err)
 		n += len(r.Programs)
@@ -53,7 +53,7 @@ func TestAttachIsAllOrNothing(t *testing.T) {
 	must(t, err)
 	must(t, s.Close())
 	// Whichever hook cannot be attached, nothing stays.
-	for _, h := range bpf.ContainerHooks() {
+	for _, h := range bpf.ContainerHooks(bpf.RoleApp, bpf.Pod{}) {
 		pin := filepath.Join(w.state, "v1", "progs", h.Program)
 		prog, err := ebpf.LoadPinnedProgram(pin, nil)
 		must(t, err)
@@ -74,8 +74,8 @@ func TestAttachIsAllOrNothing(t *testing.T) {
 		must(t, prog.Close())
 	}
 	w.attach(app, "app", policy.RoleApp, policy.Default())
-	if n := attachedTo(t, filepath.Join(w.cgroup, "app")); n != len(bpf.ContainerHooks()) {
-		t.Errorf("%d programs are attached, want %d", n, len(bpf.ContainerHooks()))
+	if n := attachedTo(t, filepath.Join(w.cgroup, "app")); n != len(bpf.ContainerHooks(bpf.RoleApp, bpf.Pod{})) {
+		t.Errorf("%d programs are attached, want %d", n, len(bpf.ContainerHooks(bpf.RoleApp, bpf.Pod{})))
 	}
 }
 
@@ -95,8 +95,8 @@ func TestAttachTwiceIsOnce(t *testing.T) {
 	if a != b {
 		t.Errorf("second attach says %+v, first %+v", b, a)
 	}
-	if n := attachedTo(t, filepath.Join(w.cgroup, "app")); n != len(bpf.ContainerHooks()) {
-		t.Errorf("%d programs are attached, want %d", n, len(bpf.ContainerHooks()))
+	if n := attachedTo(t, filepath.Join(w.cgroup, "app")); n != len(bpf.ContainerHooks(bpf.RoleApp, bpf.Pod{})) {
+		t.Errorf("%d programs are attached, want %d", n, len(bpf.ContainerHooks(bpf.RoleApp, bpf.Pod{})))
 	}
 }
 

@@ -116,6 +116,17 @@ struct sg_pod {
 };
 _Static_assert(sizeof(struct sg_pod) == 56, "ABI");
 
+/*
+ * What a set of pod programs works for: value of map pod_slots. Programs are
+ * loaded with the number of a slot, and used again when its pod has gone.
+ */
+struct sg_slot {
+	__u64 netns_cookie; /* 0: free */
+	__u32 token; /* see sg_pod_host */
+	__u32 reserved;
+};
+_Static_assert(sizeof(struct sg_slot) == 16, "ABI");
+
 struct sg_pod_addr {
 	__u64 netns_cookie;
 	struct sg_addr addr;
@@ -239,9 +250,11 @@ struct sg_container_info {
 struct sg_pod_info {
 	__u8 pod[SG_NAME + 1];
 	__u8 policy[SG_NAME + 1];
-	__u8 reserved[6];
+	__u8 reserved[2];
+	__u32 slot;
 	__u64 netns_ino;
 	__u64 netns_dev;
 };
+_Static_assert(sizeof(struct sg_pod_info) == 152, "ABI");
 
 #endif

@@ -65,6 +65,17 @@ struct {
 } socks SEC(".maps");
 
 /*
+ * Which pod a set of pod programs works for.
+ * set and zeroed by: user space with the pod
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, SG_MAX_PODS);
+	__type(key, __u32);
+	__type(value, struct sg_slot);
+} pod_slots SEC(".maps");
+
+/*
  * The pods' own addresses.
  * inserted and deleted by: user space with the pod
  */

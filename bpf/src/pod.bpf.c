@@ -1,55 +1,67 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /*
- * The object that is loaded once a pod. sk_lookup cannot ask for the network
+ * The object of a pod's own programs. sk_lookup cannot ask for the network
  * namespace it runs in on any kernel (and 127.0.0.1 is the same in all), tc
- * cannot before 6.15: so the pod's cookie is a constant of these programs. A
- * pod's first container waits for this load, hence an object of its own that
- * holds what must be here and nothing else.
+ * cannot before 6.15: so these programs are told, by the slot whose number is
+ * their constant. They are loaded ahead and used again, since a pod's first
+ * container would wait for it; that is why this object holds what must be here
+ * and nothing else.
  */
 #include "common.h"
 
-const volatile __u64 sg_pod_cookie = 0;
-
-/*
- * What sg_device leaves in skb->hash of a packet that may go, and sg_pod_host
- * wants to find there on the other end of the veth pair. The hash is all that
- * crosses namespaces. No packet gets this one without passing tc egress, so one
- * that goes round it (PACKET_QDISC_BYPASS, AF_XDP) has another, which its
- * sender cannot choose.
- */
-const volatile __u32 sg_pod_token = 0;
+const volatile __u32 sg_slot_number = 0;
 
 #define SG_LO_IFINDEX 1 /* in every network namespace */
+
+SG_INLINE struct sg_slot *sg_my_slot(void)
+{
+	__u32 n = sg_slot_number;
+
+	return bpf_map_lookup_elem(&pod_slots, &n);
+}
+
+SG_INLINE int sg_pod_jump(struct __sk_buff *skb, const __u32 prog)
+{
+	struct sg_slot *slot = sg_my_slot();
+
+	if (!slot)
+		return SG_DEV_DROP;
+	skb->cb[0] = (__u32)slot->netns_cookie;
+	skb->cb[1] = slot->netns_cookie >> 32;
+	skb->cb[2] = slot->token;
+	bpf_tail_call_static(skb, &device_progs, prog);
+	return SG_DEV_DROP;
+}
 
 SEC("tc")
 int sg_pod_device(struct __sk_buff *skb)
 {
-	skb->cb[0] = (__u32)sg_pod_cookie;
-	skb->cb[1] = sg_pod_cookie >> 32;
-	skb->cb[2] = sg_pod_token;
-	bpf_tail_call_static(skb, &device_progs, SG_DEVICE_EGRESS);
-	return SG_DEV_DROP;
+	return sg_pod_jump(skb, SG_DEVICE_EGRESS);
 }
 
 SEC("tc")
 int sg_pod_loopback(struct __sk_buff *skb)
 {
-	skb->cb[0] = (__u32)sg_pod_cookie;
-	skb->cb[1] = sg_pod_cookie >> 32;
-	bpf_tail_call_static(skb, &device_progs, SG_DEVICE_LOOPBACK);
-	return SG_DEV_DROP;
+	return sg_pod_jump(skb, SG_DEVICE_LOOPBACK);
 }
 
-/* Ingress of the host's end of a pod's veth pair. */
+/*
+ * Ingress of the host's end of a pod's veth pair. sg_device leaves the token in
+ * skb->hash of a packet that may go: the hash is all that crosses namespaces.
+ * No packet gets this one without passing tc egress, so one that goes round it
+ * (PACKET_QDISC_BYPASS, AF_XDP) has another, which its sender cannot choose.
+ */
 SEC("tc")
 int sg_pod_host(struct __sk_buff *skb)
 {
-	__u64 cookie = sg_pod_cookie;
+	struct sg_slot *slot = sg_my_slot();
 
-	if (!bpf_map_lookup_elem(&pods, &cookie))
+	if (!slot)
+		return SG_DEV_DROP;
+	if (!bpf_map_lookup_elem(&pods, &slot->netns_cookie))
 		return SG_DEV_PASS;
-	if (skb->hash != sg_pod_token) {
-		sg_count_pod(cookie, SG_DROP_BYPASS);
+	if (skb->hash != slot->token) {
+		sg_count_pod(slot->netns_cookie, SG_DROP_BYPASS);
 		return SG_DEV_DROP;
 	}
 	/* One for all flows would send them to one queue. */
@@ -60,11 +72,14 @@ int sg_pod_host(struct __sk_buff *skb)
 SG_GLOBAL int sg_assign(struct bpf_sk_lookup *ctx, __u8 kind, __u8 ipv6)
 {
 	struct sg_listener_key key = {
-		.netns_cookie = sg_pod_cookie,
 		.kind = kind,
 		.ipv6 = ipv6,
 	};
+	struct sg_slot *slot = sg_my_slot();
 
+	if (!slot)
+		return -1;
+	key.netns_cookie = slot->netns_cookie;
 	for (int i = 0; i < SG_LISTENER_SLOTS; i++) {
 		struct bpf_sock *sk;
 		long err;
@@ -84,19 +99,23 @@ SG_GLOBAL int sg_assign(struct bpf_sk_lookup *ctx, __u8 kind, __u8 ipv6)
 SEC("sk_lookup")
 int sg_pod_lookup(struct bpf_sk_lookup *ctx)
 {
-	__u64 cookie = sg_pod_cookie;
+	struct sg_slot *slot = sg_my_slot();
 	__u32 remote4 = ctx->remote_ip4;
 	struct sg_addr remote = sg_addr6(ctx->remote_ip6[0], ctx->remote_ip6[1],
 					 ctx->remote_ip6[2],
 					 ctx->remote_ip6[3]);
 	struct sg_pod *pod;
 	int outside, rule = 0;
+	__u64 cookie;
 	__u32 steer;
 	__u8 kind;
 
 	sg_barrier();
 	if (ctx->protocol != SG_IPPROTO_TCP)
 		return SK_PASS;
+	if (!slot)
+		return SK_DROP;
+	cookie = slot->netns_cookie;
 	pod = bpf_map_lookup_elem(&pods, &cookie);
 	if (!pod)
 		return SK_PASS;
