@@ -12,13 +12,11 @@ import (
 	"io"
 	"os/exec"
 	"strings"
-	"sync"
 )
 
 // A session is one "podman exec" of the prober's shell, which makes many attempts: an exec takes a quarter of a second, an attempt
 // in a session some milliseconds. Each attempt is still a process of its own in the container.
 type session struct {
-	mu     sync.Mutex // one attempt at a time
 	cmd    *exec.Cmd
 	stdin  io.WriteCloser
 	lines  *bufio.Scanner
