@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -275,6 +276,40 @@ func TestOthersAreLeftAlone(t *testing.T) {
 		wantErr(t, c.name+" binds port 15001", ans, "")
 		wantBanner(t, c.name, dial(t, c.a, "tcp", "127.0.0.1:15001"), c.name)
 		wantErr(t, c.name+" opens a raw socket", c.a.Do(t, agent.Request{Op: "socket", Sock: [3]int{unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_ICMP}}), "")
+	}
+}
+
+// TestKernelSocketsAreLeftAlone has the kernel connect by itself, as it does for
+// NFS: to refuse that has frozen whole machines.
+func TestKernelSocketsAreLeftAlone(t *testing.T) {
+	m := newMeshPod(t, policy.Default())
+	host := agent.Start(t, currentNetns(t), m.mkcgroup("host"))
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	must(t, err)
+	defer l.Close()
+	first := make(chan []byte, 1)
+	go func() {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		b := make([]byte, 64)
+		n, _ := c.Read(b)
+		first <- b[:n]
+	}()
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	got := host.Do(t, agent.Request{Op: "mount9p", Addr: port, Data: t.TempDir()})
+	if got.Err == "ENODEV" || got.Err == "ESRCH" { // no file system, no transport
+		t.Skip("kernel: no 9p over TCP; the stock kernels of tests/vm have it")
+	}
+	select {
+	case b := <-first:
+		if !bytes.Contains(b, []byte("9P2000")) {
+			t.Errorf("the kernel's first message is %q", b)
+		}
+	case <-time.After(10 * time.Second):
+		t.Errorf("the kernel did not connect: mount says %q", got.Err)
 	}
 }
 
