@@ -13,7 +13,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
@@ -29,7 +28,7 @@ const maxState = 1 << 20
 const (
 	annotationSandbox = "io.kubernetes.cri-o.SandboxID"
 	annotationName    = "io.kubernetes.cri-o.ContainerName"
-	annotationPodman  = "io.container.manager"
+	annotationManager = "io.container.manager"
 )
 
 type usageError struct{ error }
@@ -185,7 +184,7 @@ func policyOfPod(e env, pid int) (name string, err error) {
 }
 
 func runtimeOf(st *specs.State) string {
-	if strings.Contains(st.Annotations[annotationPodman], "podman") {
+	if st.Annotations[annotationManager] == "libpod" {
 		return "podman"
 	}
 	return "oci"
