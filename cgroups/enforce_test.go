@@ -279,6 +279,23 @@ func TestOthersAreLeftAlone(t *testing.T) {
 	}
 }
 
+// TestKernelDoesNotAnswerPings: an answer carries what was asked, and an app
+// could ask in another's name.
+func TestKernelDoesNotAnswerPings(t *testing.T) {
+	for _, c := range []struct {
+		spec string
+		want string
+	}{{"  nonTCP: deny\n", "EAGAIN"}, {"  nonTCP: allow\n", ""}} {
+		w := newWorld(t)
+		app := w.container("app")
+		out := agent.Start(t, w.outside, w.mkcgroup("outside"))
+		ping := agent.Request{Op: "echo", Addr: pod4}
+		wantErr(t, "ping to an unmanaged pod", out.Do(t, ping), "")
+		w.attach(app, "app", policy.RoleApp, parse(t, c.spec))
+		wantErr(t, "ping under"+strings.TrimRight(c.spec, "\n"), out.Do(t, ping), c.want)
+	}
+}
+
 // TestKernelSocketsAreLeftAlone has the kernel connect by itself, as it does for
 // NFS: to refuse that has frozen whole machines.
 func TestKernelSocketsAreLeftAlone(t *testing.T) {

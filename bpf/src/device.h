@@ -12,9 +12,12 @@
 
 #include "packet.h"
 
-#define SG_TCP_FIN 0x01
-#define SG_TCP_SYN 0x02
 #define SG_TCP_RST 0x04
+
+/* Multicast listener and neighbour discovery: RFC 2710, 3810, 4861. */
+#define SG_ICMPV6_MLD_QUERY 130
+#define SG_ICMPV6_REDIRECT 137
+#define SG_ICMPV6_MLD2_REPORT 143
 
 SG_INLINE __u64 sg_dev_cookie(struct __sk_buff *skb)
 {
@@ -51,6 +54,39 @@ SG_INLINE int sg_dev_orphan(struct __sk_buff *skb, struct bpf_sock *sk,
 	return sg_dev_drop(cookie, SG_DROP_DEVICE);
 }
 
+/*
+ * A packet of the kernel itself. Neighbour discovery has to work. Its answers
+ * to a ping, and its ICMP errors, quote what they answer: an app that forges
+ * such a packet to the pod, on a device of its own making, would have them sent
+ * out.
+ */
+SG_INLINE int sg_dev_kernel(struct __sk_buff *skb, const struct sg_pod *pod,
+			    __u64 cookie)
+{
+	struct sg_packet p;
+
+	if (sg_parse(skb, ETH_HLEN, &p))
+		return sg_dev_drop(cookie, SG_DROP_MALFORMED);
+	switch (p.proto) {
+	case SG_IPPROTO_TCP:
+		return p.tcp_payload ? sg_dev_drop(cookie, SG_DROP_DEVICE)
+				     : SG_DEV_PASS;
+	case SG_IPPROTO_ICMPV6:
+		if (p.icmp_type >= SG_ICMPV6_MLD_QUERY &&
+		    p.icmp_type <= SG_ICMPV6_REDIRECT)
+			return SG_DEV_PASS;
+		if (p.icmp_type == SG_ICMPV6_MLD2_REPORT)
+			return SG_DEV_PASS;
+		break;
+	case SG_IPPROTO_ICMP:
+		break;
+	default:
+		return sg_dev_drop(cookie, SG_DROP_DEVICE);
+	}
+	return pod->flags & SG_POD_NON_TCP ? SG_DEV_PASS
+					   : sg_dev_drop(cookie, SG_DROP_ICMP);
+}
+
 SG_INLINE int sg_do_device(struct __sk_buff *skb)
 {
 	struct bpf_sock *sk = skb->sk;
@@ -83,7 +119,7 @@ SG_INLINE int sg_do_device(struct __sk_buff *skb)
 		if ((full->family == SG_AF_INET ||
 		     full->family == SG_AF_INET6) &&
 		    full->type == SG_SOCK_RAW)
-			return SG_DEV_PASS;
+			return sg_dev_kernel(skb, pod, cookie);
 		return sg_dev_drop(cookie, SG_DROP_UNREGISTERED);
 	}
 	if (s->netns_cookie != cookie)

@@ -21,6 +21,7 @@ struct sg_packet {
 	__u16 dport;
 	__u8 proto;
 	__u8 fragment; /* not the first */
+	__u8 icmp_type; /* of ICMPv6 */
 	__u8 tcp_flags;
 	__u8 tcp_payload; /* there is some */
 };
@@ -51,6 +52,8 @@ SG_INLINE int sg_parse_ports(struct __sk_buff *skb, __u32 off, __u32 end,
 		p->tcp_payload = end > off + th.doff * 4;
 		return 0;
 	}
+	if (p->proto == SG_IPPROTO_ICMPV6)
+		return bpf_skb_load_bytes(skb, off, &p->icmp_type, 1) ? -1 : 0;
 	if (p->proto != SG_IPPROTO_UDP)
 		return 0;
 	if (bpf_skb_load_bytes(skb, off, ports, sizeof(ports)))

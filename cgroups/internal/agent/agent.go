@@ -129,6 +129,8 @@ func (s *server) do(r Request) Answer {
 		}
 	case "sockopt":
 		a, err = sockopt(r)
+	case "echo":
+		err = echoRequest(r.Addr)
 	case "mount9p": // port in Addr, directory in Data
 		err = unix.Mount("127.0.0.1", r.Data, "9p", 0, "trans=tcp,port="+r.Addr)
 	case "packet":
@@ -381,6 +383,24 @@ func sockopt(r Request) (a Answer, err error) {
 	defer unix.Close(fd)
 	a.Raw, a.Len, err = Getsockopt(fd, r.Level, r.Opt, r.Len)
 	return a, err
+}
+
+// echoRequest pings an IPv4 address through a ping socket (icmp(7)).
+func echoRequest(addr string) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.IPPROTO_ICMP)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 1}); err != nil {
+		return err
+	}
+	sa := &unix.SockaddrInet4{Addr: [4]byte(net.ParseIP(addr).To4())}
+	if err := unix.Sendto(fd, []byte{8, 0, 0, 0, 0, 0, 0, 1}, 0, sa); err != nil {
+		return err
+	}
+	_, _, err = unix.Recvfrom(fd, make([]byte, 64), 0)
+	return err
 }
 
 // packet sends Frame as a whole frame through the device named Addr.
