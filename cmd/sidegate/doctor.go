@@ -108,7 +108,8 @@ func probeRuntimes() []cgroups.Check {
 }
 
 // probeHookFiles looks for the hook definitions, and for the one mistake that
-// podman does not report: a hook whose binary is missing is skipped.
+// podman does not report: a hook whose binary is missing is skipped. None is
+// fine where there is no podman; a broken one never is.
 func probeHookFiles(dirs []string) cgroups.Check {
 	c := cgroups.Check{
 		Name: "podman hook",
@@ -136,6 +137,7 @@ func probeHookFiles(dirs []string) cgroups.Check {
 			}
 			if err := json.Unmarshal(b, &h); err != nil {
 				c.Detail, c.Next = fmt.Sprintf("%s: %v: every container start fails", f, err), "repair or remove "+f
+				c.Required = true
 				return c
 			}
 			if filepath.Base(h.Hook.Path) != "sidegate-oci-hook" {
@@ -143,6 +145,7 @@ func probeHookFiles(dirs []string) cgroups.Check {
 			}
 			if _, err := os.Stat(h.Hook.Path); errors.Is(err, fs.ErrNotExist) {
 				c.Detail = fmt.Sprintf("%s names %s, which does not exist: podman skips it without a word", f, h.Hook.Path)
+				c.Required = true
 				return c
 			}
 			for _, s := range h.Stages {
@@ -168,7 +171,7 @@ func probePolicies() cgroups.Check {
 	}
 	list, err := policy.LoadDir(dir)
 	if err != nil {
-		c.OK, c.Detail = false, err.Error()
+		c.OK, c.Required, c.Detail = false, true, err.Error()
 		c.Cost, c.Next = "containers that ask for a policy do not start", "correct the file"
 		return c
 	}
