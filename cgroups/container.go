@@ -141,7 +141,7 @@ func (s *Store) checkSidecar(c *Container, role bpf.Role, cookie uint64) error {
 		if other.NetnsCookie != cookie || other.Role != bpf.RoleSidecar {
 			continue
 		}
-		_, alive, err := s.mount.PathOf(id)
+		alive, err := s.mount.Alive(id)
 		if err != nil {
 			return err
 		}
@@ -260,7 +260,7 @@ func (s *Store) cgroupsOf(id string) ([]uint64, error) {
 // Collected counts what Collect removed.
 type Collected struct{ Containers, Pods int }
 
-// Collect removes containers whose cgroup is gone and pods in whose namespace
+// Collect removes containers whose cgroup is gone or empty, and pods in whose namespace
 // no container is registered and no process lives: what ended without a hook.
 // A pod whose containers are down stays closed while anything runs in it.
 func (s *Store) Collect() (Collected, error) { return s.collect(0) }
@@ -272,7 +272,7 @@ func (s *Store) collect(dying int) (Collected, error) {
 		return n, err
 	}
 	for _, id := range ids {
-		_, alive, err := s.mount.PathOf(id)
+		alive, err := s.mount.Alive(id)
 		if err != nil {
 			return n, err
 		}

@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -32,11 +33,24 @@ const (
 func (s *Store) ensurePod(c *Container, ns *Netns, want bpf.Pod) (undo func() error, err error) {
 	undo = func() error { return nil }
 	var have bpf.Pod
-	switch err := s.maps.Pods.Lookup(ns.Cookie, &have); {
-	case err == nil:
-		return undo, s.checkPolicy(c, ns, want, have)
-	case !errors.Is(err, ebpf.ErrKeyNotExist):
+	err = s.maps.Pods.Lookup(ns.Cookie, &have)
+	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return undo, fmt.Errorf("look up pod: %w", err)
+	}
+	if err == nil {
+		if err := s.checkPolicy(c, ns, want, have); err != nil {
+			return undo, err
+		}
+		_, err := os.Stat(s.path("pods", ns.Cookie))
+		if err == nil || !errors.Is(err, fs.ErrNotExist) {
+			return undo, err
+		}
+		// A process was killed after it had made the pod known and before it
+		// had made its links so. The entry stays, and keeps the pod closed.
+	}
+	// Also what a process left that was killed earlier.
+	if err := errors.Join(s.freeSlot(ns.Cookie), s.sweep()); err != nil {
+		return undo, err
 	}
 	undo = func() error { return s.removePod(ns.Cookie) }
 	if err := s.addPod(c, ns, want); err != nil {

@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -133,6 +134,28 @@ func (m Mount) Open(path string) (*Cgroup, error) {
 // fileidKernfs is FILEID_KERNFS of linux/exportfs.h: a handle is the node's
 // 64-bit id, which has a generation in it and is not used again.
 const fileidKernfs = 0xfe
+
+// Alive tells whether the cgroup with this id exists and has a process, in it
+// or below. A container's has one from before its start to its end; a runtime
+// that was killed leaves an empty directory.
+func (m Mount) Alive(id uint64) (bool, error) {
+	path, exists, err := m.PathOf(id)
+	if err != nil || !exists {
+		return false, err
+	}
+	rel, err := filepath.Rel(m.Root, path)
+	if err != nil {
+		return false, fmt.Errorf("find cgroup %s: %w", path, err)
+	}
+	b, err := os.ReadFile(filepath.Join(m.Dir, rel, "cgroup.events"))
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
+		return false, nil // removed meanwhile
+	}
+	if err != nil {
+		return false, fmt.Errorf("read events of cgroup %s: %w", path, err)
+	}
+	return bytes.Contains(b, []byte("populated 1")), nil
+}
 
 // PathOf returns the path within the hierarchy of the cgroup with this id, and
 // false if it exists no more, even while sockets still hold it.

@@ -5,6 +5,7 @@ package cgroups
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -89,6 +90,9 @@ func ReadStatus(state string) (st Status, err error) {
 // names lists a directory of pins, sorted.
 func names(dir string) ([]string, error) {
 	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return []string{}, nil // unfinished: the next attach makes it whole
+	}
 	if err != nil {
 		return nil, fmt.Errorf("list pins: %w", err)
 	}
