@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+//lint:file-ignore SA4000 two draws from one stream are two numbers
+
 package bpf
 
 import (
@@ -526,6 +528,8 @@ func pick[T any](d *dice, from ...T) T { return from[int(d.byte())%len(from)] }
 
 func (d *dice) bit() uint8 { return pick[uint8](d, 0, 1) }
 
+func (d *dice) seldom() uint8 { return pick[uint8](d, 0, 0, 0, 1) }
+
 func (d *dice) port() uint16 {
 	return pick(d, 0, 1, 53, 80, 15001, 15001, 15006, 15006, 15020, 15021, 15053, 32767, 32768, 65534, 65535, uint16(d.byte())<<8|uint16(d.byte()))
 }
@@ -569,7 +573,7 @@ func (d *dice) caseOf() verdicts.Case {
 		Proto:       pick(d, uint32(d.proto()), uint32(d.proto()), unix.IPPROTO_MPTCP),
 		Port:        d.port(),
 		Fragment:    d.bit(), NonTcp: d.bit(), FromOutside: d.bit(), IngressRule: d.bit(),
-		HasSock: 1 - d.byte()&d.byte()&1, HasContainer: 1 - d.byte()&d.byte()&1,
+		HasSock: 1 - d.seldom(), HasContainer: 1 - d.seldom(),
 	}
 	c.Pod = verdicts.Pod{
 		Outbound: d.port(), Inbound: d.port(), Dns: d.port(),
@@ -579,7 +583,7 @@ func (d *dice) caseOf() verdicts.Case {
 		c.Pod.Reserved[i] = verdicts.Ports{Lo: d.port(), Hi: d.port()}
 	}
 	c.Flow = verdicts.Flow{
-		Proto: d.proto(), Local: d.bit(), Fragment: d.bit(), EgressRule: d.bit() & d.bit(), IngressRule: d.bit() & d.bit(),
+		Proto: d.proto(), Local: d.bit(), Fragment: d.bit(), EgressRule: d.seldom(), IngressRule: d.seldom(),
 		LoopbackDevice: d.bit(), Port: d.port(),
 	}
 	c.Rule.N = pick(d, 0, 1, 2, uint32(MaxRulePorts), uint32(d.byte()))

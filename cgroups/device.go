@@ -42,6 +42,19 @@ func (h deviceHook) do() error {
 	return l.Pin(h.pin)
 }
 
+// dumpTries bounds how often dump asks again.
+const dumpTries = 10
+
+// dump asks again when the kernel says that what it listed changed meanwhile.
+func dump[T any](list func() ([]T, error)) ([]T, error) {
+	for try := 1; ; try++ {
+		all, err := list()
+		if !errors.Is(err, netlink.ErrDumpInterrupted) || try == dumpTries {
+			return all, err
+		}
+	}
+}
+
 const (
 	filterName   = "sidegate"
 	filterPrio   = 1
@@ -107,7 +120,7 @@ func (s *Store) removeFilters(cookie uint64) error {
 		return nil
 	}
 	return ns.Do(func() error {
-		links, err := netlink.LinkList()
+		links, err := dump(netlink.LinkList)
 		if err != nil {
 			return fmt.Errorf("list devices: %w", err)
 		}

@@ -159,7 +159,7 @@ type peer struct{ index, back int }
 // attachDevices attaches to every device of the current namespace, and returns
 // the other ends of those that have one.
 func attachDevices(progs *bpf.PodPrograms, dir string) (peers []peer, err error) {
-	links, err := netlink.LinkList()
+	links, err := dump(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list devices: %w", err)
 	}
@@ -211,7 +211,7 @@ func attachPeers(progs *bpf.PodPrograms, ns *Netns, peers []peer, dir string) er
 
 // putAddrs records the addresses of the current namespace as the pod's own.
 func (s *Store) putAddrs(cookie uint64) error {
-	addrs, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	addrs, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return fmt.Errorf("list addresses: %w", err)
 	}

@@ -190,6 +190,9 @@ func (w *world) waitLinks() {
 					return err
 				}
 				addrs, err := netlink.AddrList(l, netlink.FAMILY_V6)
+				if errors.Is(err, netlink.ErrDumpInterrupted) {
+					return nil // ask again
+				}
 				ok = l.Attrs().OperState == netlink.OperUp && len(addrs) == 2
 				for _, a := range addrs {
 					ok = ok && a.Flags&unix.IFA_F_TENTATIVE == 0
