@@ -91,6 +91,7 @@ func sent(t testing.TB, do func()) uint64 {
 func TestOrphansOnDevice(t *testing.T) {
 	f := loaded(t)
 	f.manage(t, testCookie, Pod{Outbound: 15001, Flags: PodNonTCP})
+	f.ownAddresses(t)
 	deviceNamespace(t, f)
 	for _, c := range orphans {
 		var counters []Counter

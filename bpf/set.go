@@ -103,6 +103,7 @@ type Maps struct {
 	DeviceProgs   *ebpf.Map `ebpf:"device_progs"`
 	Identity      *ebpf.Map `ebpf:"identity"`
 	Listeners     *ebpf.Map `ebpf:"listeners"`
+	Origdst       *ebpf.Map `ebpf:"origdst"`
 	PodAddrs      *ebpf.Map `ebpf:"pod_addrs"`
 	PodCounters   *ebpf.Map `ebpf:"pod_counters"`
 	PodInfo       *ebpf.Map `ebpf:"pod_info"`
@@ -119,6 +120,7 @@ func (m *Maps) fields() map[string]**ebpf.Map {
 		nodeMapDeviceProgs:   &m.DeviceProgs,
 		nodeMapIdentity:      &m.Identity,
 		nodeMapListeners:     &m.Listeners,
+		nodeMapOrigdst:       &m.Origdst,
 		nodeMapPodAddrs:      &m.PodAddrs,
 		nodeMapPodCounters:   &m.PodCounters,
 		nodeMapPodInfo:       &m.PodInfo,

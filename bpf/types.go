@@ -31,6 +31,7 @@ type (
 	RuleKey       = nodeSgRuleKey
 	RulePort      = nodeSgRulePort
 	Slot          = nodeSgSlot
+	Tuple         = nodeSgTuple
 )
 
 // Roles as the programs know them (enum sg_role).

@@ -65,16 +65,15 @@ func (s *Store) Attach(c *Container) (att Attached, err error) {
 		return att, err
 	}
 	defer cg.Close()
-	if cg.Path == s.mount.Root || cg.Path == "/" {
-		return att, fmt.Errorf("container %s runs in the root cgroup: its runtime must give it one of its own (cgroup v2)", c)
+	if err := s.checkCgroup(c, cg); err != nil {
+		return att, err
 	}
 	att = Attached{Cookie: ns.Cookie, CgroupID: cg.ID}
 
 	dir := s.path("containers", cg.ID)
-	if _, err := os.Stat(dir); err == nil {
-		return att, nil // createRuntime and prestart both listed
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		return att, fmt.Errorf("look for container: %w", err)
+	entry := bpf.Container{NetnsCookie: ns.Cookie, CgroupId: cg.ID, Role: role}
+	if done, err := s.attached(c, entry, dir); done || err != nil {
+		return att, err // createRuntime and prestart both listed
 	}
 	if err := s.checkSidecar(c, role, ns.Cookie); err != nil {
 		return att, err
@@ -87,7 +86,6 @@ func (s *Store) Attach(c *Container) (att Attached, err error) {
 	if err != nil {
 		return att, fmt.Errorf("manage pod of container %s: %w", c, err)
 	}
-	entry := bpf.Container{NetnsCookie: ns.Cookie, CgroupId: cg.ID, Role: role}
 	err = s.transaction(dir, func(tmp string) error {
 		if err := s.putContainer(c, ns, entry); err != nil {
 			return err
@@ -106,6 +104,42 @@ func (s *Store) Attach(c *Container) (att Attached, err error) {
 			s.deleteContainer(cg.ID), undoPod())
 	}
 	return att, nil
+}
+
+// checkCgroup refuses a cgroup that is not the container's alone: what is
+// attached to it would hold for the runtime, or the whole machine.
+func (s *Store) checkCgroup(c *Container, cg *Cgroup) error {
+	self, err := s.mount.Of(os.Getpid())
+	if err != nil {
+		return err
+	}
+	defer self.Close()
+	if cg.Path == "/" || self.Path == cg.Path || strings.HasPrefix(self.Path, cg.Path+"/") {
+		return fmt.Errorf("container %s has no cgroup of its own, it runs in %s like its runtime: "+
+			"run it without --cgroups=disabled, on cgroup v2", c, cg.Path)
+	}
+	return nil
+}
+
+// attached tells whether this very container is attached. It removes what
+// another one left that had the same cgroup.
+func (s *Store) attached(c *Container, want bpf.Container, dir string) (bool, error) {
+	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	} else if err != nil {
+		return false, fmt.Errorf("look for container: %w", err)
+	}
+	var have bpf.Container
+	var info, this bpf.ContainerInfo
+	bpf.SetCString(this.Id[:], c.ID)
+	err := errors.Join(s.maps.Containers.Lookup(want.CgroupId, &have), s.maps.ContainerInfo.Lookup(want.CgroupId, &info))
+	if err == nil && have == want && info.Id == this.Id {
+		return true, nil
+	}
+	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return false, fmt.Errorf("look up container: %w", err)
+	}
+	return false, s.deleteContainer(want.CgroupId)
 }
 
 // bpfRole is the role as the programs know it.

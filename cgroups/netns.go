@@ -108,10 +108,17 @@ func eachNetns(f func(pid int, ino uint64)) error {
 		if err != nil || pid == os.Getpid() {
 			continue
 		}
-		var st unix.Stat_t
-		// A process that ended meanwhile, or a zombie, has no namespace.
-		if unix.Stat("/proc/"+p.Name()+"/ns/net", &st) == nil {
-			f(pid, st.Ino)
+		// Of each thread: the first one may have ended, or be elsewhere.
+		tasks, err := os.ReadDir("/proc/" + p.Name() + "/task")
+		if err != nil {
+			continue // it ended meanwhile
+		}
+		for _, t := range tasks {
+			var st unix.Stat_t
+			// A zombie has no namespace.
+			if unix.Stat("/proc/"+p.Name()+"/task/"+t.Name()+"/ns/net", &st) == nil {
+				f(pid, st.Ino)
+			}
 		}
 	}
 	return nil

@@ -273,7 +273,11 @@ func (s *Store) removePod(cookie uint64) error {
 	if err := removePins(s.path("pods", cookie)); err != nil {
 		errs = append(errs, fmt.Errorf("detach pod %d: %w", cookie, err))
 	}
-	errs = append(errs, s.freeSlot(cookie),
+	if errors.Join(errs...) == nil { // else its programs may still be attached
+		errs = append(errs, s.freeSlot(cookie))
+	}
+	errs = append(errs,
+		deleteKeys(s.maps.Origdst, func(k *bpf.Tuple) bool { return k.NetnsCookie == cookie }),
 		deleteKeys(s.maps.PodAddrs, func(k *bpf.PodAddr) bool { return k.NetnsCookie == cookie }),
 		deleteKeys(s.maps.Rules, func(k *bpf.RuleKey) bool { return k.NetnsCookie == cookie }))
 	for _, m := range []*ebpf.Map{s.maps.Pods, s.maps.PodCounters, s.maps.PodInfo} {

@@ -118,9 +118,17 @@ func lockState(state string, create bool) (*Store, error) {
 	if err := flock(f); err != nil {
 		return nil, errors.Join(fmt.Errorf("lock state %s: %w", state, err), s.Close())
 	}
-	// The directory may have been removed while this process waited.
-	if _, err := os.Stat(state); err != nil {
+	// The directory may have been removed, and made anew, while this process
+	// waited: then another one may hold the lock that counts.
+	mine, err := f.Stat()
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open state: %w", err), s.Close())
+	}
+	if there, err := os.Stat(state); err != nil || !os.SameFile(mine, there) {
+		if err := s.Close(); err != nil {
+			return nil, fmt.Errorf("open state: %w", err)
+		}
+		return lockState(state, create)
 	}
 	if err := s.checkABI(state); err != nil {
 		return nil, errors.Join(err, s.Close())
@@ -234,6 +242,10 @@ func attachOne(cg *Cgroup, h bpf.Hook, dir string, program func(string) (*ebpf.P
 // if f succeeds, else removes it with all that is in it.
 func (s *Store) transaction(final string, f func(tmp string) error) (err error) {
 	tmp := filepath.Join(filepath.Dir(final), tmpPrefix+strconv.Itoa(os.Getpid()))
+	// Under the lock, one that is there is what a process with this pid left.
+	if err := removePins(tmp); err != nil {
+		return fmt.Errorf("sweep %s: %w", tmp, err)
+	}
 	if err := os.Mkdir(tmp, 0o700); err != nil {
 		return fmt.Errorf("make %s: %w", tmp, err)
 	}
@@ -303,7 +315,7 @@ func Unload(state string, force bool) (err error) {
 	if _, err := s.Collect(); err != nil {
 		return err
 	}
-	pods, err := s.ids("pods")
+	pods, err := s.podCookies()
 	if err != nil {
 		return err
 	}

@@ -12,12 +12,29 @@
 
 #include "packet.h"
 
-#define SG_TCP_RST 0x04
-
-/* Multicast listener and neighbour discovery: RFC 2710, 3810, 4861. */
-#define SG_ICMPV6_MLD_QUERY 130
-#define SG_ICMPV6_REDIRECT 137
+/* Multicast listener and neighbour discovery: RFC 3810, 4861. */
+#define SG_ICMPV6_RS 133
+#define SG_ICMPV6_NA 136
 #define SG_ICMPV6_MLD2_REPORT 143
+#define SG_MLD_RECORDS 8
+
+/* No frame that the kernel itself makes is longer. */
+#define SG_ARP_LEN (ETH_HLEN + 28)
+#define SG_RST6_LEN (ETH_HLEN + 40 + 20)
+#define SG_CTL_MAX (ETH_HLEN + 40 + 60)
+
+struct sg_arp {
+	__be16 hw;
+	__be16 proto;
+	__u8 hwlen;
+	__u8 protolen;
+	__be16 op;
+	__u8 sha[6];
+	__u8 spa[4];
+	__u8 tha[6];
+	__u8 tpa[4];
+};
+_Static_assert(sizeof(struct sg_arp) == 28, "RFC 826");
 
 SG_INLINE __u64 sg_dev_cookie(struct __sk_buff *skb)
 {
@@ -31,9 +48,30 @@ SG_INLINE int sg_dev_drop(__u64 cookie, __u32 counter)
 }
 
 /*
+ * Resolution of the pod's neighbours, and nothing behind it: no socket is no
+ * proof of the kernel, a copy that tc or a bridge makes of an app's frame has
+ * none either.
+ */
+SG_INLINE int sg_dev_arp(struct __sk_buff *skb, __u64 cookie)
+{
+	struct sg_addr spa;
+	struct sg_arp a;
+	__u32 ip;
+
+	if (skb->len != SG_ARP_LEN ||
+	    bpf_skb_load_bytes(skb, ETH_HLEN, &a, sizeof(a)))
+		return 0;
+	__builtin_memcpy(&ip, a.spa, 4);
+	spa = sg_addr4(ip);
+	return a.hw == bpf_htons(1) && a.proto == bpf_htons(SG_ETH_P_IP) &&
+	       a.hwlen == 6 && a.protolen == 4 && sg_is_local(cookie, &spa);
+}
+
+/*
  * A packet of no full socket. The kernel itself answers for connections that
- * are half open or over (TIME_WAIT, NEW_SYN_RECV), resets what nobody wants,
- * and resolves neighbours. Forwarding, TUN and tunnel devices end here.
+ * are half open or over (TIME_WAIT, NEW_SYN_RECV), resets what nobody wants
+ * (IPv6: without a socket or an option), and resolves neighbours. Forwarding,
+ * TUN and tunnel devices end here.
  */
 SG_INLINE int sg_dev_orphan(struct __sk_buff *skb, struct bpf_sock *sk,
 			    __u64 cookie)
@@ -41,17 +79,60 @@ SG_INLINE int sg_dev_orphan(struct __sk_buff *skb, struct bpf_sock *sk,
 	struct sg_packet p;
 
 	if (skb->protocol == bpf_htons(SG_ETH_P_ARP))
-		return sk ? sg_dev_drop(cookie, SG_DROP_DEVICE) : SG_DEV_PASS;
+		return !sk && sg_dev_arp(skb, cookie)
+			       ? SG_DEV_PASS
+			       : sg_dev_drop(cookie, SG_DROP_DEVICE);
 	if (sg_parse(skb, ETH_HLEN, &p))
 		return sg_dev_drop(cookie, SG_DROP_MALFORMED);
-	if (p.proto != SG_IPPROTO_TCP || p.fragment)
+	if (p.proto != SG_IPPROTO_TCP || p.fragment || p.tcp_payload ||
+	    skb->len > SG_CTL_MAX)
 		return sg_dev_drop(cookie, SG_DROP_DEVICE);
 	if (sk && (sk->state == BPF_TCP_TIME_WAIT ||
 		   sk->state == BPF_TCP_NEW_SYN_RECV))
 		return SG_DEV_PASS;
-	if (!sk && (p.tcp_flags & SG_TCP_RST) && !p.tcp_payload)
+	if (!sk && (p.tcp_flags & SG_TCP_RST) && skb->len == SG_RST6_LEN &&
+	    skb->protocol == bpf_htons(SG_ETH_P_IPV6) &&
+	    sg_is_local(cookie, &p.saddr))
 		return SG_DEV_PASS;
 	return sg_dev_drop(cookie, SG_DROP_DEVICE);
+}
+
+/* ff02::1:ff00:0/104: the groups of the pod's own addresses. */
+SG_INLINE int sg_is_solicited_node(const __u8 *b)
+{
+	__u32 rest = 0;
+
+	for (int i = 2; i < 11; i++)
+		rest |= b[i];
+	return b[0] == 0xff && b[1] == 0x02 && !rest && b[11] == 1 &&
+	       b[12] == 0xff;
+}
+
+/*
+ * Neighbour discovery, and a report of the groups that it needs. Of other
+ * groups an app chooses 14 bytes each, and 16 of each source.
+ */
+SG_INLINE int sg_dev_icmp6(struct __sk_buff *skb, const struct sg_packet *p)
+{
+	__u32 off = ETH_HLEN + 40 + 8, n; /* behind the router alert */
+	__u8 h[8], rec[20];
+
+	if (p->icmp_type >= SG_ICMPV6_RS && p->icmp_type <= SG_ICMPV6_NA)
+		return skb->len <= SG_CTL_MAX;
+	if (p->icmp_type != SG_ICMPV6_MLD2_REPORT ||
+	    bpf_skb_load_bytes(skb, off, h, sizeof(h)) ||
+	    h[0] != SG_ICMPV6_MLD2_REPORT)
+		return 0;
+	off += sizeof(h);
+	n = (__u32)h[6] << 8 | h[7];
+	if (n > SG_MLD_RECORDS || skb->len != off + n * sizeof(rec))
+		return 0;
+	for (__u32 i = 0; i < SG_MLD_RECORDS && i < n; i++)
+		if (bpf_skb_load_bytes(skb, off + i * sizeof(rec), rec,
+				       sizeof(rec)) ||
+		    !sg_is_solicited_node(&rec[4]))
+			return 0;
+	return 1;
 }
 
 /*
@@ -69,13 +150,11 @@ SG_INLINE int sg_dev_kernel(struct __sk_buff *skb, const struct sg_pod *pod,
 		return sg_dev_drop(cookie, SG_DROP_MALFORMED);
 	switch (p.proto) {
 	case SG_IPPROTO_TCP:
-		return p.tcp_payload ? sg_dev_drop(cookie, SG_DROP_DEVICE)
-				     : SG_DEV_PASS;
+		return p.fragment || p.tcp_payload || skb->len > SG_CTL_MAX
+			       ? sg_dev_drop(cookie, SG_DROP_DEVICE)
+			       : SG_DEV_PASS;
 	case SG_IPPROTO_ICMPV6:
-		if (p.icmp_type >= SG_ICMPV6_MLD_QUERY &&
-		    p.icmp_type <= SG_ICMPV6_REDIRECT)
-			return SG_DEV_PASS;
-		if (p.icmp_type == SG_ICMPV6_MLD2_REPORT)
+		if (!p.fragment && sg_dev_icmp6(skb, &p))
 			return SG_DEV_PASS;
 		break;
 	case SG_IPPROTO_ICMP:
@@ -125,9 +204,14 @@ SG_INLINE int sg_do_device(struct __sk_buff *skb)
 	if (s->netns_cookie != cookie)
 		return sg_dev_drop(cookie, SG_DROP_UNREGISTERED);
 	if (s->role == SG_ROLE_SIDECAR || s->role == SG_ROLE_EXEMPT) {
-		if (bpf_map_lookup_elem(&containers, &s->cgroup_id))
-			return SG_DEV_PASS;
-		return sg_dev_drop(cookie, SG_DROP_UNREGISTERED);
+		if (!bpf_map_lookup_elem(&containers, &s->cgroup_id))
+			return sg_dev_drop(cookie, SG_DROP_UNREGISTERED);
+		/* What it says on lo, an app may have redirected here. */
+		if (sg_parse(skb, ETH_HLEN, &p))
+			return sg_dev_drop(cookie, SG_DROP_MALFORMED);
+		return sg_is_local(cookie, &p.daddr)
+			       ? sg_dev_drop(cookie, SG_DROP_DEVICE)
+			       : SG_DEV_PASS;
 	}
 	if (sg_parse(skb, ETH_HLEN, &p))
 		return sg_dev_drop(cookie, SG_DROP_MALFORMED);

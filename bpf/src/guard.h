@@ -3,7 +3,7 @@
  * guard.h: the programs on the root cgroup. They run after those of the
  * container (the kernel goes from the socket's cgroup up), which have left a
  * record on the socket. In a namespace that is no managed pod's they end after
- * one lookup; kernel sockets do not pass these hooks with a pod's namespace.
+ * one lookup, for the kernel's own sockets too.
  */
 #ifndef SIDEGATE_GUARD_H
 #define SIDEGATE_GUARD_H

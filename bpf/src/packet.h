@@ -14,6 +14,10 @@
 #define SG_ETH_P_ARP 0x0806
 #define SG_ETH_P_IPV6 0x86dd
 
+#define SG_TCP_SYN 0x02
+#define SG_TCP_RST 0x04
+#define SG_TCP_ACK 0x10
+
 struct sg_packet {
 	struct sg_addr saddr;
 	struct sg_addr daddr;
@@ -155,9 +159,12 @@ SG_INLINE struct sg_flow sg_flow_out(__u64 cookie, const struct sg_packet *p,
 	if (!f.local) {
 		f.egress_rule = !!sg_rule_hit(cookie, SG_DIR_EGRESS, &p->daddr,
 					      p->proto, p->dport, p->fragment);
-		f.ingress_rule = !!sg_rule_hit(cookie, SG_DIR_INGRESS,
-					       &p->daddr, p->proto, p->sport,
-					       p->fragment);
+		/* A reply: who was let in may not be called. */
+		if (p->proto != SG_IPPROTO_TCP ||
+		    (p->tcp_flags & (SG_TCP_SYN | SG_TCP_ACK)) != SG_TCP_SYN)
+			f.ingress_rule = !!sg_rule_hit(cookie, SG_DIR_INGRESS,
+						       &p->daddr, p->proto,
+						       p->sport, p->fragment);
 	}
 	return f;
 }

@@ -49,7 +49,8 @@ int sg_pod_loopback(struct __sk_buff *skb)
  * Ingress of the host's end of a pod's veth pair. sg_device leaves the token in
  * skb->hash of a packet that may go: the hash is all that crosses namespaces.
  * No packet gets this one without passing tc egress, so one that goes round it
- * (PACKET_QDISC_BYPASS, AF_XDP) has another, which its sender cannot choose.
+ * (PACKET_QDISC_BYPASS, AF_XDP) has another. It is no secret from CAP_NET_RAW,
+ * which can read the hash but not set it.
  */
 SEC("tc")
 int sg_pod_host(struct __sk_buff *skb)

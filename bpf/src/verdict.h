@@ -212,12 +212,17 @@ SG_INLINE struct sg_verdict sg_verdict_connect(__u32 role,
 SG_INLINE struct sg_verdict sg_verdict_bind(__u32 role, __u16 port,
 					    const struct sg_pod *pod)
 {
-	if (role == SG_ROLE_SIDECAR)
+	switch (role) {
+	case SG_ROLE_SIDECAR:
 		return sg_is(SG_ALLOW, 0);
-	if (role == SG_ROLE_DEAD)
-		return sg_is(SG_DENY, SG_DROP_UNREGISTERED);
-	if (role == SG_ROLE_DENIED)
+	case SG_ROLE_DENIED:
 		return sg_is(SG_DENY, SG_DROP_INIT);
+	case SG_ROLE_APP:
+	case SG_ROLE_EXEMPT:
+		break;
+	default:
+		return sg_is(SG_DENY, SG_DROP_UNREGISTERED);
+	}
 	if (port && sg_is_reserved(pod, port))
 		return sg_is(SG_DENY, SG_DROP_BIND);
 	return sg_is(SG_ALLOW, 0);
