@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command bench measures what Sidegate costs: starts of containers, the hook itself, connections and bytes through a sidecar against
+// the iptables rules of a mesh, packets of the sidecar, and sockets of processes that are not managed.
+//
+// All sides of a figure run in the same rounds, in turns, and are compared round by round. It judges no time: it fails only if
+// something could not be measured. It needs root and makes a machine of its own inside the machine (see package lab); all traffic
+// stays in there, and nothing is left afterwards.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"time"
+
+	"sidegate/tests/lab"
+)
+
+// env is what the program was asked to do.
+type env struct {
+	only   *regexp.Regexp
+	quick  bool
+	json   string
+	bin    string
+	hooks  string
+	stdout io.Writer
+	stderr io.Writer
+}
+
+// rounds returns how many rounds to make of n.
+func (e *env) rounds(n int) int {
+	if e.quick {
+		return max(1, n/5)
+	}
+	return n
+}
+
+func main() {
+	if uid, ok := os.LookupEnv(agentEnv); ok {
+		os.Exit(agentMain(uid))
+	}
+	e, err := parseFlags(os.Args[1:])
+	if errors.Is(err, flag.ErrHelp) {
+		os.Exit(0)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(2)
+	}
+	os.Exit(lab.Main(func() int {
+		if err := run(context.Background(), e); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			return 1
+		}
+		return 0
+	}))
+}
+
+func parseFlags(args []string) (*env, error) {
+	e := &env{stdout: os.Stdout, stderr: os.Stderr}
+	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
+	only := fs.String("only", "", "make only measurements whose name matches this `regexp`: start, hook, connect, download, packets, guard")
+	fs.BoolVar(&e.quick, "quick", false, "a fifth of the rounds")
+	fs.StringVar(&e.json, "json", "build/bench.json", "also write the result to this `file`; \"\" for none")
+	fs.StringVar(&e.bin, "bin", "bin", "`directory` of sidegate and sidegate-oci-hook")
+	fs.StringVar(&e.hooks, "hooks", "contrib/oci-hooks.d", "`directory` of the hooks.d files, whose environment the hook gets")
+	if err := fs.Parse(args); err != nil {
+		return nil, err
+	}
+	if fs.NArg() > 0 {
+		return nil, fmt.Errorf("unexpected argument %q", fs.Arg(0))
+	}
+	var err error
+	if e.only, err = regexp.Compile(*only); err != nil {
+		return nil, fmt.Errorf("-only: %w", err)
+	}
+	for _, path := range []*string{&e.bin, &e.hooks, &e.json} {
+		if *path == "" {
+			continue
+		}
+		if *path, err = filepath.Abs(*path); err != nil {
+			return nil, err
+		}
+	}
+	return e, nil
+}
+
+// A measurement makes figures, and remarks on them.
+type measurement struct {
+	name string
+	// One of the two: what needs only a world, or what shares the pods.
+	alone func(context.Context, *env, *world) ([]figure, []string, error)
+	pods  func(context.Context, *env, *traffic) ([]figure, []string, error)
+}
+
+var measurements = []measurement{
+	{name: "start", alone: measureStart},
+	{name: "hook", alone: measureHook},
+	{name: "guard", alone: measureGuard},
+	{name: "connect", pods: measureConnect},
+	{name: "download", pods: measureDownload},
+	{name: "packets", pods: measurePackets},
+}
+
+// run makes the measurements and reports. Its error names those that could not be made.
+func run(ctx context.Context, e *env) (err error) {
+	began := time.Now()
+	var r report
+	if r.Machine, err = thisMachine(); err != nil {
+		return err
+	}
+	w, err := newWorld(e)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, w.close()) }()
+	measureAll(ctx, e, w, &r)
+	r.Took = time.Since(began).Seconds()
+	r.Notes = append(r.Notes, fmt.Sprintf("sides of a figure took turns; p50 is the median of the rounds, a ratio that of the rounds' ratios; %.0f s in all", r.Took))
+	if r.Machine.Load > float64(r.Machine.CPUs) {
+		r.Notes = append(r.Notes, fmt.Sprintf("the load was %.1f on %d CPUs before the start: others used this machine, so the ratios say more than the times",
+			r.Machine.Load, r.Machine.CPUs))
+	}
+	r.print(e.stdout)
+	if e.json != "" {
+		if err := writeJSON(e.json, &r); err != nil {
+			return err
+		}
+	}
+	if len(r.Missing) > 0 {
+		return fmt.Errorf("%d measurements could not be made", len(r.Missing))
+	}
+	return nil
+}
+
+func measureAll(ctx context.Context, e *env, w *world, r *report) {
+	var t *traffic
+	var podsErr error // why there are no pods
+	made := 0
+	for _, m := range measurements {
+		if !e.only.MatchString(m.name) {
+			continue
+		}
+		made++
+		w.logf("%s", m.name)
+		var figures []figure
+		var notes []string
+		var err error
+		if m.alone != nil {
+			figures, notes, err = m.alone(ctx, e, w)
+		} else {
+			if t == nil && podsErr == nil {
+				t, podsErr = newTraffic(ctx, w)
+			}
+			if err = podsErr; err == nil {
+				figures, notes, err = m.pods(ctx, e, t)
+			}
+		}
+		r.Figures, r.Notes = append(r.Figures, figures...), append(r.Notes, notes...)
+		if err != nil {
+			r.Missing = append(r.Missing, fmt.Sprintf("%s: %v", m.name, err))
+		}
+	}
+	if t != nil {
+		if err := t.close(ctx); err != nil {
+			r.Missing = append(r.Missing, fmt.Sprintf("clean up: %v", err))
+		}
+	}
+	if made == 0 {
+		r.Missing = append(r.Missing, fmt.Sprintf("-only %s matches nothing", e.only))
+	}
+}
+
+func writeJSON(path string, r *report) error {
+	b, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(path, append(b, '\n'), 0o644)
+}

@@ -1,0 +1,425 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"encoding/csv"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"sidegate/tests/lab"
+)
+
+// Sides of the measurements of traffic: what brings an app's connections to the sidecar.
+const (
+	sideNone     = "no redirect"
+	sideIptables = "iptables"
+	sideSidegate = "Sidegate"
+)
+
+var trafficSides = []string{sideNone, sideIptables, sideSidegate}
+
+const (
+	outsideIP   = "192.0.2.80"
+	httpPort    = 80
+	sinkPort    = 9
+	outboundTo  = 15001 // the sidecar's listener for redirected connections
+	inboundTo   = 15006
+	directTo    = 15002 // the sidecar's listener for an app that knows of it
+	sidecarUser = 1337  // whom the iptables rules of a mesh exempt
+	bulkPath    = "/bulk"
+	bulkSize    = 256 << 20
+)
+
+// proxyConfig has one thread, so that the proxy's CPU time says more than that it spun. A server 0.0.0.0:0 is where the client meant
+// to go.
+const proxyConfig = `global
+    maxconn 400
+    nbthread 1
+    uid 1337
+    gid 1337
+    stats socket %s mode 600 level operator
+
+defaults
+    mode tcp
+    timeout connect 3s
+    timeout client 30s
+    timeout server 30s
+
+frontend outbound
+    bind 127.0.0.1:15001
+    bind [::1]:15001
+    tcp-request connection reject if { dst_port 15001 }
+    default_backend original
+
+frontend inbound
+    bind 127.0.0.1:15006
+    bind [::1]:15006
+    default_backend app
+
+frontend direct
+    bind 127.0.0.1:15002
+    default_backend fixed
+
+backend original
+    server original 0.0.0.0:0
+
+backend app
+    server app 127.0.0.1:0
+
+backend fixed
+    server fixed 192.0.2.80:80
+`
+
+const nginxConfig = `daemon off;
+user root;
+worker_processes 1;
+pid nginx.pid;
+error_log error.log;
+events { worker_connections 512; }
+http {
+    access_log off;
+    client_body_temp_path tmp;
+    proxy_temp_path tmp;
+    fastcgi_temp_path tmp;
+    uwsgi_temp_path tmp;
+    scgi_temp_path tmp;
+    sendfile on;
+    keepalive_timeout 0;
+    server {
+        listen 80 backlog=4096;
+        location = / { return 200 "ok\n"; }
+        location = ` + bulkPath + ` { root www; }
+    }
+}
+`
+
+// A traffic is the pods and the outside. Each pod has an app, a sidecar, an address and a cgroup:
+//
+//	outside 192.0.2.80 ---- 192.0.2.1 node 198.51.100.(4n+1) ---- 198.51.100.(4n+2) pod n
+type traffic struct {
+	w        *world
+	pods     map[string]*pod
+	cgroup   string // of the outside
+	sink     *proc
+	nginx    *proc
+	iptables string // which one wrote the rules
+}
+
+type pod struct {
+	side      string
+	netns     string
+	cgroup    string // holds those of the app and the sidecar
+	app       *proc  // agents
+	sidecar   *proc
+	haproxy   *proc
+	stats     string // HAProxy's control socket
+	ids       []string
+	cgroups   []string
+	appTarget string // where an app connects to for the outside's web server
+}
+
+func newTraffic(ctx context.Context, w *world) (*traffic, error) {
+	t := &traffic{w: w, pods: map[string]*pod{}}
+	if err := t.outside(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("outside: %w", err), t.close(ctx))
+	}
+	for n, side := range trafficSides {
+		if err := t.pod(ctx, n, side); err != nil {
+			return nil, errors.Join(fmt.Errorf("pod of side %s: %w", side, err), t.close(ctx))
+		}
+	}
+	return t, nil
+}
+
+// netnsSysctls let a namespace take many short connections.
+var netnsSysctls = map[string]string{
+	"net/ipv4/ip_local_port_range": "20000 65000",
+	"net/ipv4/tcp_tw_reuse":        "1",
+	"net/core/somaxconn":           "4096",
+}
+
+func (t *traffic) outside(ctx context.Context) (err error) {
+	const netns = "/run/netns/outside"
+	if err := ip(ctx, "", "netns add outside", "link add out0 type veth peer name eth0 netns outside", "addr add 192.0.2.1/24 dev out0", "link set out0 up"); err != nil {
+		return err
+	}
+	if err := ip(ctx, netns, "link set lo up", "addr add "+outsideIP+"/24 dev eth0", "link set eth0 up", "route add default via 192.0.2.1"); err != nil {
+		return err
+	}
+	if err := t.sysctls(ctx, netns); err != nil {
+		return err
+	}
+	if t.cgroup, err = t.w.mkcgroup("outside"); err != nil {
+		return err
+	}
+	if t.sink, err = t.w.agent(t.cgroup, netns, 0); err != nil {
+		return err
+	}
+	if _, err := t.sink.do(order{Op: "serve", Addr: fmt.Sprintf("%s:%d", outsideIP, sinkPort)}); err != nil {
+		return err
+	}
+	dir := filepath.Join(t.w.dir, "nginx")
+	for _, d := range []string{"www", "tmp"} {
+		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
+			return err
+		}
+	}
+	bulk := filepath.Join(dir, "www", bulkPath)
+	if err := os.WriteFile(bulk, nil, 0o644); err != nil {
+		return err
+	}
+	if err := os.Truncate(bulk, bulkSize); err != nil { // zeros that take no disk
+		return err
+	}
+	config := strings.ReplaceAll(nginxConfig, "root www", "root "+filepath.Join(dir, "www"))
+	if err := os.WriteFile(filepath.Join(dir, "nginx.conf"), []byte(config), 0o644); err != nil {
+		return err
+	}
+	t.nginx, err = t.w.spawn(t.cgroup, netns, nil, "nginx", "-p", dir+"/", "-c", "nginx.conf", "-e", "error.log")
+	if err != nil {
+		return err
+	}
+	return t.waitAccepting(ctx, t.nginx, netns, fmt.Sprintf("%s:%d", outsideIP, httpPort))
+}
+
+// waitAccepting waits until there is a TCP listener at addr in the namespace.
+func (t *traffic) waitAccepting(ctx context.Context, p *proc, netns, addr string) error {
+	return lab.WaitFor(10*time.Second, p.name+" on "+addr, func() (bool, error) {
+		if err := p.alive(); err != nil {
+			return false, err
+		}
+		out, err := command(ctx, "nsenter", "--net="+netns, "--", "ss", "-Hltn")
+		return listens(string(out), addr), err
+	})
+}
+
+// listens tells whether addr is a local address in a listing of ss -Hltn; nginx's wildcard counts for any.
+func listens(listing, addr string) bool {
+	_, port, _ := net.SplitHostPort(addr)
+	for line := range strings.Lines(listing) {
+		if f := strings.Fields(line); len(f) > 3 && (f[3] == addr || f[3] == "0.0.0.0:"+port) {
+			return true
+		}
+	}
+	return false
+}
+
+func (t *traffic) sysctls(ctx context.Context, netns string) error {
+	for name, value := range netnsSysctls {
+		if _, err := command(ctx, "nsenter", "--net="+netns, "--", "/bin/busybox", "sysctl", "-q", "-w", strings.ReplaceAll(name, "/", ".")+"="+value); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (t *traffic) pod(ctx context.Context, n int, side string) (err error) {
+	name := "pod" + strconv.Itoa(n)
+	p := &pod{side: side, netns: "/run/netns/" + name, stats: filepath.Join(t.w.dir, name+".sock"), appTarget: fmt.Sprintf("%s:%d", outsideIP, httpPort)}
+	t.pods[side] = p
+	host, own := fmt.Sprintf("198.51.100.%d", 4*n+1), fmt.Sprintf("198.51.100.%d", 4*n+2)
+	if err := ip(ctx, "", "netns add "+name, fmt.Sprintf("link add veth%d type veth peer name eth0 netns %s", n, name),
+		fmt.Sprintf("addr add %s/30 dev veth%d", host, n), fmt.Sprintf("link set veth%d up", n)); err != nil {
+		return err
+	}
+	if err := ip(ctx, p.netns, "link set lo up", "addr add "+own+"/30 dev eth0", "link set eth0 up", "route add default via "+host); err != nil {
+		return err
+	}
+	if err := t.sysctls(ctx, p.netns); err != nil {
+		return err
+	}
+	if p.cgroup, err = t.w.mkcgroup(name); err != nil {
+		return err
+	}
+	start := func(role string, uid int) (*proc, string, error) {
+		dir := filepath.Join(p.cgroup, role)
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			return nil, "", err
+		}
+		p.cgroups = append(p.cgroups, dir)
+		a, err := t.w.agent(dir, p.netns, uid)
+		return a, dir, err
+	}
+	if p.app, _, err = start("app", 0); err != nil {
+		return err
+	}
+	var sidecarCgroup string
+	if p.sidecar, sidecarCgroup, err = start("sidecar", sidecarUser); err != nil {
+		return err
+	}
+	switch side {
+	case sideNone:
+		p.appTarget = fmt.Sprintf("127.0.0.1:%d", directTo)
+	case sideIptables:
+		if t.iptables, err = meshRules(ctx, p.netns); err != nil {
+			return err
+		}
+	case sideSidegate:
+		for role, a := range map[string]*proc{"sidecar": p.sidecar, "app": p.app} {
+			id := name + "-" + role
+			p.ids = append(p.ids, id)
+			if _, _, err := t.w.runHook("createRuntime", id, a.pid(), role); err != nil {
+				return err
+			}
+		}
+	}
+	config := filepath.Join(t.w.dir, name+".cfg")
+	if err := os.WriteFile(config, fmt.Appendf(nil, proxyConfig, p.stats), 0o644); err != nil {
+		return err
+	}
+	if p.haproxy, err = t.w.spawn(sidecarCgroup, p.netns, nil, "/usr/sbin/haproxy", "-db", "-f", config); err != nil {
+		return err
+	}
+	if err := t.waitAccepting(ctx, p.haproxy, p.netns, fmt.Sprintf("127.0.0.1:%d", outboundTo)); err != nil {
+		return err
+	}
+	return t.check(p)
+}
+
+// check makes a few connections and asks HAProxy whether it carried them: a side that does not do its work is no measurement.
+func (t *traffic) check(p *pod) error {
+	before, err := p.carried()
+	if err != nil {
+		return err
+	}
+	const n = 5
+	if _, err := p.app.do(order{Op: "connect", Addr: p.appTarget, Workers: 1, Count: n, For: 10 * time.Second}); err != nil {
+		return err
+	}
+	after, err := p.carried()
+	if err != nil {
+		return err
+	}
+	if after-before != n {
+		return fmt.Errorf("HAProxy carried %d of %d connections", after-before, n)
+	}
+	return nil
+}
+
+// carried asks HAProxy how many connections of apps it has taken.
+func (p *pod) carried() (int64, error) {
+	c, err := net.DialTimeout("unix", p.stats, 2*time.Second)
+	if err != nil {
+		return 0, errors.Join(err, p.haproxy.alive())
+	}
+	defer c.Close()
+	if err := c.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		return 0, err
+	}
+	if _, err := fmt.Fprintln(c, "show stat"); err != nil {
+		return 0, err
+	}
+	r := csv.NewReader(c)
+	r.FieldsPerRecord = -1
+	rows, err := r.ReadAll()
+	if err != nil {
+		return 0, fmt.Errorf("HAProxy's statistics: %w", err)
+	}
+	return sessions(rows)
+}
+
+// sessions adds up the connections that the frontends outbound and direct have taken.
+func sessions(rows [][]string) (int64, error) {
+	const columnProxy, columnService, columnTotal = 0, 1, 7
+	total, found := int64(0), 0
+	for _, row := range rows {
+		if len(row) <= columnTotal || row[columnService] != "FRONTEND" || row[columnProxy] != "outbound" && row[columnProxy] != "direct" {
+			continue
+		}
+		n, err := strconv.ParseInt(row[columnTotal], 10, 64)
+		if err != nil {
+			return 0, fmt.Errorf("HAProxy's statistics: %w", err)
+		}
+		total, found = total+n, found+1
+	}
+	if found != 2 {
+		return 0, fmt.Errorf("HAProxy's statistics have %d of the 2 frontends", found)
+	}
+	return total, nil
+}
+
+// meshRules writes what a mesh's init container writes: all TCP of the pod goes to the sidecar, both ways, but the sidecar's own. It
+// returns the tool that could: Debian's iptables works on nf_tables, its iptables-legacy on the older tables.
+func meshRules(ctx context.Context, netns string) (tool string, err error) {
+	out, in, user := strconv.Itoa(outboundTo), strconv.Itoa(inboundTo), strconv.Itoa(sidecarUser)
+	rules := func(loopback string) [][]string {
+		return [][]string{
+			{"-N", "MESH_OUT"},
+			{"-A", "OUTPUT", "-p", "tcp", "-j", "MESH_OUT"},
+			{"-A", "MESH_OUT", "-m", "owner", "--uid-owner", user, "-j", "RETURN"},
+			{"-A", "MESH_OUT", "-m", "owner", "--gid-owner", user, "-j", "RETURN"},
+			{"-A", "MESH_OUT", "-d", loopback, "-j", "RETURN"},
+			{"-A", "MESH_OUT", "-p", "tcp", "-j", "REDIRECT", "--to-ports", out},
+			{"-N", "MESH_IN"},
+			{"-A", "PREROUTING", "-p", "tcp", "-j", "MESH_IN"},
+			{"-A", "MESH_IN", "-p", "tcp", "-j", "REDIRECT", "--to-ports", in},
+		}
+	}
+	write := func(suffix string) error {
+		for command6, loopback := range map[string]string{"iptables" + suffix: "127.0.0.1/32", "ip6tables" + suffix: "::1/128"} {
+			for _, r := range rules(loopback) {
+				argv := append([]string{"nsenter", "--net=" + netns, "--", command6, "-w", "5", "-t", "nat"}, r...)
+				if _, err := command(ctx, argv...); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	}
+	err = write("")
+	if err == nil {
+		version, err := command(ctx, "iptables", "--version")
+		return strings.TrimSpace(string(version)), err
+	}
+	if lerr := write("-legacy"); lerr != nil {
+		return "", errors.Join(err, lerr)
+	}
+	return fmt.Sprintf("iptables-legacy (iptables itself: %v)", err), nil
+}
+
+func (t *traffic) close(ctx context.Context) error {
+	ctx = context.WithoutCancel(ctx)
+	var errs []error
+	for _, p := range t.pods {
+		for _, proc := range []*proc{p.haproxy, p.sidecar, p.app} {
+			if proc != nil {
+				proc.stop()
+			}
+		}
+		for _, dir := range append(p.cgroups, p.cgroup) {
+			if dir != "" {
+				errs = append(errs, rmcgroup(dir))
+			}
+		}
+		for _, id := range p.ids {
+			_, _, err := t.w.runHook("poststop", id, 0, "app")
+			errs = append(errs, err)
+		}
+		if _, err := os.Stat(p.netns); err == nil {
+			errs = append(errs, ip(ctx, "", "netns del "+filepath.Base(p.netns)))
+		}
+	}
+	for _, p := range []*proc{t.nginx, t.sink} {
+		if p != nil {
+			p.stop()
+		}
+	}
+	if t.cgroup != "" {
+		errs = append(errs, lab.WaitFor(5*time.Second, "nginx's end", func() (bool, error) {
+			b, err := os.ReadFile(filepath.Join(t.cgroup, "cgroup.procs"))
+			return len(b) == 0, err
+		}), rmcgroup(t.cgroup))
+	}
+	if _, err := os.Stat("/run/netns/outside"); err == nil {
+		errs = append(errs, ip(ctx, "", "netns del outside"))
+	}
+	return errors.Join(append(errs, t.w.unload(ctx))...)
+}
