@@ -180,6 +180,7 @@ func TestSocketsOnDevice(t *testing.T) {
 		{"record of another pod", elsewhere, true, PodNonTCP, outside4, 53, unregistered, 0},
 		{"sidecar", record(RoleSidecar), true, 0, outside4, 53, 0, 0},
 		{"sidecar that is gone", record(RoleSidecar), false, 0, outside4, 53, unregistered, 0},
+		{"sidecar to the pod itself, through a device", record(RoleSidecar), true, 0, "192.0.2.2", 53, nodeSgCounterSG_DROP_DEVICE, 0},
 		{"exempt", record(RoleExempt), true, 0, outside4, 53, 0, 0},
 		{"exempt that is gone", record(RoleExempt), false, 0, outside4, 53, unregistered, 0},
 		{"app", record(RoleApp), true, 0, outside4, 53, 0, egress},

@@ -39,8 +39,12 @@ func ether(kind uint16, payload ...byte) []byte {
 	return append(b, payload...)
 }
 
-func arp() []byte {
-	return ether(unix.ETH_P_ARP, append([]byte{0, 1, 8, 0, 6, 4, 0, 1}, make([]byte, 20)...)...)
+// arp is a question of sender, an IPv4 address.
+func arp(sender string) []byte {
+	b := make([]byte, 28)
+	copy(b, []byte{0, 1, 8, 0, 6, 4, 0, 1})
+	copy(b[14:], addr(sender, sender))
+	return ether(unix.ETH_P_ARP, b...)
 }
 
 // v4 is an IPv4 header. What is zero is as it should be.
@@ -137,6 +141,19 @@ func tcp(flags byte, sport, dport uint16, options int, payload ...byte) []byte {
 }
 
 func icmp6(kind byte) []byte { return []byte{kind, 7: 0} }
+
+// report is an MLDv2 report of groups behind its router alert, as sent by a
+// kernel.
+func report(groups ...string) []byte {
+	b := []byte{143, 7: byte(len(groups))}
+	for _, g := range groups {
+		b = append(b, append([]byte{4, 0, 0, 0}, addr(g, g)...)...)
+	}
+	return v6{src: pod6, next: 0}.frame(chain(extension(unix.IPPROTO_ICMPV6, 0), b))
+}
+
+// trailer adds bytes that IP knows nothing of.
+func trailer(frame []byte, n int) []byte { return append(frame, make([]byte, n)...) }
 
 func udp(sport, dport uint16, payload ...byte) []byte {
 	b := make([]byte, 8)

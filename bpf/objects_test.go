@@ -91,7 +91,7 @@ func TestPodProgramsOfNoSlot(t *testing.T) {
 	}
 	defer p.Close()
 	for name, prog := range map[string]*ebpf.Program{"device": p.Device, "loopback": p.Loopback, "host": p.Host} {
-		if got := runSkb(t, prog, arp()); got != devDrop {
+		if got := runSkb(t, prog, arp(pod4)); got != devDrop {
 			t.Errorf("%s returns %d, want drop", name, got)
 		}
 	}

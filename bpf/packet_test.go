@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -22,7 +23,14 @@ var orphans = []struct {
 	frame []byte
 	drop  Counter
 }{
-	{"ARP", arp(), 0},
+	{"ARP", arp(pod4), 0},
+	{"ARP probe", arp("0.0.0.0"), 0},
+	{"ARP for another", arp(outside4), nodeSgCounterSG_DROP_DEVICE},
+	{"ARP for another pod", arp("192.0.2.3"), nodeSgCounterSG_DROP_DEVICE},
+	{"ARP with a trailer", trailer(arp(pod4), 1), nodeSgCounterSG_DROP_DEVICE},
+	{"ARP cut off", arp(pod4)[:41], nodeSgCounterSG_DROP_DEVICE},
+	{"ARP of another protocol", ether(unix.ETH_P_ARP, append([]byte{0, 1, 0x86, 0xdd, 6, 4, 0, 1}, make([]byte, 20)...)...), nodeSgCounterSG_DROP_DEVICE},
+	{"ARP of other lengths", ether(unix.ETH_P_ARP, append([]byte{0, 1, 8, 0, 6, 16, 0, 1}, make([]byte, 20)...)...), nodeSgCounterSG_DROP_DEVICE},
 
 	{"RST", v4{proto: 6}.frame(tcp(rstFlag, 80, 1234, 0)), nodeSgCounterSG_DROP_DEVICE},
 	{"RST of IPv6", v6{next: 6, src: pod6}.frame(tcp(rstFlag, 80, 1234, 0)), 0},
@@ -31,6 +39,12 @@ var orphans = []struct {
 	{"RST behind IP options", v4{proto: 6, options: 2}.frame(tcp(rstFlag, 80, 1234, 0)), nodeSgCounterSG_DROP_DEVICE},
 	{"RST behind a destination header", v6{next: 60}.frame(chain(extension(6, 0), tcp(rstFlag, 80, 1234, 0))), nodeSgCounterSG_DROP_DEVICE},
 	{"RST behind an authentication header", v6{next: 51}.frame(chain(auth(6, 4), tcp(rstFlag, 80, 1234, 0))), nodeSgCounterSG_DROP_DEVICE},
+	{"RST of IPv6 for another", v6{next: 6}.frame(tcp(rstFlag, 80, 1234, 0)), nodeSgCounterSG_DROP_DEVICE},
+	{"RST of IPv6 with a trailer", trailer(v6{next: 6, src: pod6}.frame(tcp(rstFlag, 80, 1234, 0)), 1), nodeSgCounterSG_DROP_DEVICE},
+	{"RST of IPv6 with options", v6{next: 6, src: pod6}.frame(tcp(rstFlag, 80, 1234, 3)), nodeSgCounterSG_DROP_DEVICE},
+	{"RST of IPv6 behind a header", v6{next: 60, src: pod6}.frame(chain(extension(6, 0), tcp(rstFlag, 80, 1234, 0))), nodeSgCounterSG_DROP_DEVICE},
+	{"RST of IPv6 that claims no length", v6{next: 6, src: pod6, length: -1}.frame(tcp(rstFlag, 80, 1234, 0, 'x')), nodeSgCounterSG_DROP_DEVICE},
+	{"SYN of IPv6 of the pod", v6{next: 6, src: pod6}.frame(tcp(synFlag, 80, 1234, 0)), nodeSgCounterSG_DROP_DEVICE},
 	{"RST behind seven headers", v6{next: 0}.frame(chain(extension(43, 0), extension(60, 1), extension(51, 0), auth(60, 4),
 		extension(60, 2), extension(44, 0), fragment6(6, 0, false), tcp(rstFlag, 80, 1234, 0))), nodeSgCounterSG_DROP_DEVICE},
 	{"RST in a first fragment", v4{proto: 6, fragment: 0x2000}.frame(tcp(rstFlag, 80, 1234, 0)), nodeSgCounterSG_DROP_DEVICE},
@@ -118,6 +132,14 @@ func TestKernelPackets(t *testing.T) {
 		{"redirect", v6{next: 58}.frame(icmp6(137)), noICMP, 0},
 		{"MLD report", v6{next: 58}.frame(icmp6(131)), noICMP, 0},
 		{"MLDv2 report", v6{next: 0}.frame(mld), 0, 0},
+		{"report of the pod's groups", report("ff02::1:ff00:2", "ff02::1:ff12:3456"), 0, 0},
+		{"report of as many as may be", report(slices.Repeat([]string{"ff02::1:ff00:2"}, 8)...), 0, 0},
+		{"report of more", report(slices.Repeat([]string{"ff02::1:ff00:2"}, 9)...), noICMP, 0},
+		{"report of another group", report("ff02::1:ff00:2", "ff0e::1:ff00:2"), noICMP, 0},
+		{"report of a group that an app can write in", report("ff02::1:fe00:2"), noICMP, 0},
+		{"report with a trailer", trailer(report("ff02::1:ff00:2"), 1), noICMP, 0},
+		{"report that is cut off", report("ff02::1:ff00:2")[:80], noICMP, 0},
+		{"long solicitation", v6{next: 58}.frame(append(icmp6(135), make([]byte, 60)...)), noICMP, 0},
 		{"echo", v6{next: 58}.frame(icmp6(128)), noICMP, 0},
 		{"echo reply", v6{next: 58}.frame(icmp6(129)), noICMP, 0},
 		{"unreachable", v6{next: 58}.frame(icmp6(1)), noICMP, 0},
@@ -132,11 +154,13 @@ func TestKernelPackets(t *testing.T) {
 		{"reset", v4{proto: 6}.frame(tcp(rstFlag, 80, 1234, 0)), 0, 0},
 		{"reset, IPv6", v6{next: 6}.frame(tcp(rstFlag|ackFlag, 80, 1234, 0)), 0, 0},
 		{"acknowledgement", v4{proto: 6}.frame(tcp(ackFlag, 80, 1234, 3)), 0, 0},
+		{"TCP with a trailer", trailer(v4{proto: 6}.frame(tcp(ackFlag, 80, 1234, 0)), 200), device, device},
+		{"fragment of TCP", v4{proto: 6, fragment: 1}.frame(tcp(ackFlag, 80, 1234, 0)), device, device},
 		{"TCP with a payload", v4{proto: 6}.frame(tcp(ackFlag, 80, 1234, 0, 'x')), device, device},
 		{"UDP", v4{proto: 17}.frame(udp(1, 2)), device, device},
 		{"SCTP", v4{proto: 132}.frame(make([]byte, 20)), device, device},
 		{"no TCP header", v4{proto: 6}.frame(nil), malformed, malformed},
-		{"ARP", arp(), malformed, malformed},
+		{"ARP", arp(pod4), malformed, malformed},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			for flags, drop := range map[uint8]Counter{0: c.strict, PodNonTCP: c.nonTCP} {
@@ -199,7 +223,7 @@ func TestDeviceWithoutItsProgram(t *testing.T) {
 		if err := f.maps.DeviceProgs.Delete(uint32(i)); err != nil {
 			t.Fatal(err)
 		}
-		got := runSkb(t, p, arp())
+		got := runSkb(t, p, arp(pod4))
 		put(t, f.maps.DeviceProgs, uint32(i), back)
 		back.Close()
 		if got != devDrop {
@@ -478,6 +502,16 @@ func TestFlows(t *testing.T) {
 			}
 		})
 	}
+	// Who may call in on a port is answered from it, and not called.
+	for flags, want := range map[byte]uint8{synFlag: 0, synFlag | ackFlag: 1, ackFlag: 1, rstFlag: 1} {
+		got, err := f.judge.Packet(v4{src: pod4, dst: "198.51.100.7", proto: 6}.frame(tcp(flags, 22, 1234, 0)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got.Out.IngressRule != want {
+			t.Errorf("flags %#x: %+v, want ingress %d", flags, got.Out, want)
+		}
+	}
 	for _, c := range orphans {
 		got, err := f.judge.Packet(c.frame)
 		if err != nil {
@@ -517,7 +551,7 @@ func (d *dice) upper(proto byte) []byte {
 // frame makes frames of all kinds, and breaks some.
 func (d *dice) frame() []byte {
 	var b []byte
-	switch pick[byte](d, 4, 4, 6, 6, 6, 1, 0) {
+	switch pick[byte](d, 4, 4, 4, 6, 6, 6, 1, 2, 3, 0) {
 	case 4:
 		proto := d.proto()
 		b = v4{
@@ -548,7 +582,15 @@ func (d *dice) frame() []byte {
 		}
 		b = v6{src: d.host(true), dst: d.host(true), next: kinds[0], length: pick(d, 0, 0, 0, -1, 20, int(d.byte()))}.frame(append(exts, d.upper(proto)...))
 	case 1:
-		b = arp()
+		b = arp(d.host(false))
+	case 2:
+		b = v6{src: d.host(true), dst: d.host(true), next: 6}.frame(tcp(pick[byte](d, rstFlag, rstFlag|ackFlag, d.byte()), 80, 1234, 0))
+	case 3:
+		groups := make([]string, d.byte()%10)
+		for i := range groups {
+			groups[i] = pick(d, "ff02::1:ff00:2", "ff02::1:ff00:2", "ff02::1:ffff:ffff", "ff02::1:ff12:3456", "ff0e::1", d.host(true))
+		}
+		b = report(groups...)
 	default:
 		b = ether(pick(d, uint16(unix.ETH_P_IP), unix.ETH_P_IPV6, 0x8100, 0x88cc, 46, binary.BigEndian.Uint16([]byte{d.byte(), d.byte()})), d.b...)
 	}

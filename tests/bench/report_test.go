@@ -25,7 +25,7 @@ func TestFigure(t *testing.T) {
 	}
 	var out bytes.Buffer
 	(&report{Figures: []figure{f}, Missing: []string{"guard: no"}}).print(&out)
-	for _, want := range []string{"rate, 1/s", "old    3", "new / old", "x1.00", "x0.50", "x2.00", "new - old, paired", "-5.00", "NOT MEASURED: guard: no"} {
+	for _, want := range []string{"rate, 1/s", " 3     20.0     40.0", "new / old", "x1.00", "x0.50", "x2.00", "new - old, paired", "-5.00", "NOT MEASURED: guard: no"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("report lacks %q:\n%s", want, out.String())
 		}
