@@ -127,7 +127,7 @@ SG_INLINE int sg_dev_icmp6(struct __sk_buff *skb, const struct sg_packet *p)
 	n = (__u32)h[6] << 8 | h[7];
 	if (n > SG_MLD_RECORDS || skb->len != off + n * sizeof(rec))
 		return 0;
-	for (__u32 i = 0; i < SG_MLD_RECORDS && i < n; i++)
+	for (__u32 i = 0; i < SG_MLD_RECORDS && i < sg_opaque(n); i++)
 		if (bpf_skb_load_bytes(skb, off + i * sizeof(rec), rec,
 				       sizeof(rec)) ||
 		    !sg_is_solicited_node(&rec[4]))
