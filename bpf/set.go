@@ -225,7 +225,7 @@ func LoadPod(m *Maps, slot uint32) (*PodPrograms, error) {
 }
 
 // NewSlot returns the value of a slot that works for the pod with this cookie,
-// with a random token that nobody else knows. It is never 0, the hash of a
+// with a random token that nothing in a pod can set. It is never 0, the hash of a
 // packet that nothing has hashed.
 func NewSlot(cookie uint64) Slot {
 	var b [4]byte
