@@ -212,6 +212,7 @@ const (
 	nodeMapIdentity         = "identity"
 	nodeMapListeners        = "listeners"
 	nodeMapOrigdst          = "origdst"
+	nodeMapPending          = "pending"
 	nodeMapPodAddrs         = "pod_addrs"
 	nodeMapPodCounters      = "pod_counters"
 	nodeMapPodInfo          = "pod_info"
@@ -332,6 +333,7 @@ type nodeMapSpecs struct {
 	Identity      *ebpf.MapSpec `ebpf:"identity"`
 	Listeners     *ebpf.MapSpec `ebpf:"listeners"`
 	Origdst       *ebpf.MapSpec `ebpf:"origdst"`
+	Pending       *ebpf.MapSpec `ebpf:"pending"`
 	PodAddrs      *ebpf.MapSpec `ebpf:"pod_addrs"`
 	PodCounters   *ebpf.MapSpec `ebpf:"pod_counters"`
 	PodInfo       *ebpf.MapSpec `ebpf:"pod_info"`
@@ -374,6 +376,7 @@ type nodeMaps struct {
 	Identity      *ebpf.Map `ebpf:"identity"`
 	Listeners     *ebpf.Map `ebpf:"listeners"`
 	Origdst       *ebpf.Map `ebpf:"origdst"`
+	Pending       *ebpf.Map `ebpf:"pending"`
 	PodAddrs      *ebpf.Map `ebpf:"pod_addrs"`
 	PodCounters   *ebpf.Map `ebpf:"pod_counters"`
 	PodInfo       *ebpf.Map `ebpf:"pod_info"`
@@ -392,6 +395,7 @@ func (m *nodeMaps) Close() error {
 		m.Identity,
 		m.Listeners,
 		m.Origdst,
+		m.Pending,
 		m.PodAddrs,
 		m.PodCounters,
 		m.PodInfo,

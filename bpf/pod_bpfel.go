@@ -159,6 +159,7 @@ const (
 	podMapIdentity       = "identity"
 	podMapListeners      = "listeners"
 	podMapOrigdst        = "origdst"
+	podMapPending        = "pending"
 	podMapPodAddrs       = "pod_addrs"
 	podMapPodCounters    = "pod_counters"
 	podMapPodInfo        = "pod_info"
@@ -232,6 +233,7 @@ type podMapSpecs struct {
 	Identity      *ebpf.MapSpec `ebpf:"identity"`
 	Listeners     *ebpf.MapSpec `ebpf:"listeners"`
 	Origdst       *ebpf.MapSpec `ebpf:"origdst"`
+	Pending       *ebpf.MapSpec `ebpf:"pending"`
 	PodAddrs      *ebpf.MapSpec `ebpf:"pod_addrs"`
 	PodCounters   *ebpf.MapSpec `ebpf:"pod_counters"`
 	PodInfo       *ebpf.MapSpec `ebpf:"pod_info"`
@@ -275,6 +277,7 @@ type podMaps struct {
 	Identity      *ebpf.Map `ebpf:"identity"`
 	Listeners     *ebpf.Map `ebpf:"listeners"`
 	Origdst       *ebpf.Map `ebpf:"origdst"`
+	Pending       *ebpf.Map `ebpf:"pending"`
 	PodAddrs      *ebpf.Map `ebpf:"pod_addrs"`
 	PodCounters   *ebpf.Map `ebpf:"pod_counters"`
 	PodInfo       *ebpf.Map `ebpf:"pod_info"`
@@ -293,6 +296,7 @@ func (m *podMaps) Close() error {
 		m.Identity,
 		m.Listeners,
 		m.Origdst,
+		m.Pending,
 		m.PodAddrs,
 		m.PodCounters,
 		m.PodInfo,

@@ -24,9 +24,15 @@ type Hook struct {
 // and its traffic.
 func ContainerHooks(role Role, pod Pod) []Hook {
 	hooks := []Hook{{nodeProgSgSockCreate, ebpf.AttachCGroupInetSockCreate}}
+	binds := []Hook{
+		{nodeProgSgBind4, ebpf.AttachCGroupInet4Bind},
+		{nodeProgSgBind6, ebpf.AttachCGroupInet6Bind},
+		{nodeProgSgPostBind4, ebpf.AttachCGroupInet4PostBind},
+		{nodeProgSgPostBind6, ebpf.AttachCGroupInet6PostBind},
+	}
 	switch role {
 	case RoleExempt:
-		return hooks
+		return append(hooks, binds...)
 	case RoleSidecar:
 		hooks = append(hooks,
 			Hook{nodeProgSgSockops, ebpf.AttachCGroupSockOps},
@@ -38,17 +44,13 @@ func ContainerHooks(role Role, pod Pod) []Hook {
 		}
 		return hooks
 	}
-	hooks = append(hooks,
+	hooks = append(append(hooks, binds...),
 		Hook{nodeProgSgConnect4, ebpf.AttachCGroupInet4Connect},
 		Hook{nodeProgSgConnect6, ebpf.AttachCGroupInet6Connect},
 		Hook{nodeProgSgSendmsg4, ebpf.AttachCGroupUDP4Sendmsg},
 		Hook{nodeProgSgSendmsg6, ebpf.AttachCGroupUDP6Sendmsg},
 		Hook{nodeProgSgGetpeername4, ebpf.AttachCgroupInet4GetPeername},
 		Hook{nodeProgSgGetpeername6, ebpf.AttachCgroupInet6GetPeername},
-		Hook{nodeProgSgBind4, ebpf.AttachCGroupInet4Bind},
-		Hook{nodeProgSgBind6, ebpf.AttachCGroupInet6Bind},
-		Hook{nodeProgSgPostBind4, ebpf.AttachCGroupInet4PostBind},
-		Hook{nodeProgSgPostBind6, ebpf.AttachCGroupInet6PostBind},
 		Hook{nodeProgSgSockops, ebpf.AttachCGroupSockOps},
 		Hook{nodeProgSgEgress, ebpf.AttachCGroupInetEgress},
 		Hook{nodeProgSgIngress, ebpf.AttachCGroupInetIngress})
@@ -89,8 +91,8 @@ func GuardHooks() []Hook {
 func MapNames() []string {
 	return []string{
 		nodeMapContainerInfo, nodeMapContainers, nodeMapCounters, nodeMapDeviceProgs, nodeMapIdentity,
-		nodeMapListeners, nodeMapOrigdst, nodeMapPodAddrs, nodeMapPodCounters, nodeMapPodInfo, nodeMapPodSlots, nodeMapPods,
-		nodeMapRules, nodeMapSocks,
+		nodeMapListeners, nodeMapOrigdst, nodeMapPending, nodeMapPodAddrs, nodeMapPodCounters, nodeMapPodInfo, nodeMapPodSlots,
+		nodeMapPods, nodeMapRules, nodeMapSocks,
 	}
 }
 
@@ -104,6 +106,7 @@ type Maps struct {
 	Identity      *ebpf.Map `ebpf:"identity"`
 	Listeners     *ebpf.Map `ebpf:"listeners"`
 	Origdst       *ebpf.Map `ebpf:"origdst"`
+	Pending       *ebpf.Map `ebpf:"pending"`
 	PodAddrs      *ebpf.Map `ebpf:"pod_addrs"`
 	PodCounters   *ebpf.Map `ebpf:"pod_counters"`
 	PodInfo       *ebpf.Map `ebpf:"pod_info"`
@@ -121,6 +124,7 @@ func (m *Maps) fields() map[string]**ebpf.Map {
 		nodeMapIdentity:      &m.Identity,
 		nodeMapListeners:     &m.Listeners,
 		nodeMapOrigdst:       &m.Origdst,
+		nodeMapPending:       &m.Pending,
 		nodeMapPodAddrs:      &m.PodAddrs,
 		nodeMapPodCounters:   &m.PodCounters,
 		nodeMapPodInfo:       &m.PodInfo,

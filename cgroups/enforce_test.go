@@ -12,10 +12,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
+	"sidegate/bpf"
 	"sidegate/cgroups/internal/agent"
 	"sidegate/policy"
 )
@@ -106,6 +108,47 @@ func TestOnlyTheSidecarBindsItsPorts(t *testing.T) {
 	wantBanner(t, "outside to a further port of the sidecar", dial(t, m.out, "tcp", pod4+":15021"), "sidecar")
 	if n := m.drops("app")["bind_reserved"]; n != 11 {
 		t.Errorf("%d refused binds are counted, want 11", n)
+	}
+	exempt := m.container("exempt")
+	m.attach(exempt, "exempt", policy.RoleNone, parse(t, "  sidecarPorts: [\"15020-15021\"]\n"))
+	for _, addr := range []string{"127.0.0.1:15001", "[::]:15006", "127.0.0.1:15020"} {
+		got := exempt.Do(t, agent.Request{Op: "listen", Network: "tcp", Addr: addr, Reuse: true})
+		wantErr(t, "exempt container binds "+addr, got, "EPERM")
+	}
+	listen(t, exempt, "exempt", "0.0.0.0:15003")
+}
+
+// TestPodHasAShareOfPendingConnections: a pod whose connections fill its share
+// of map origdst has further ones refused, and others go on.
+func TestPodHasAShareOfPendingConnections(t *testing.T) {
+	m := newMeshPod(t, policy.Default())
+	pending, err := ebpf.LoadPinnedMap(filepath.Join(m.state, fmt.Sprintf("v%d", bpf.ABI), "maps", "pending"), nil)
+	must(t, err)
+	defer pending.Close()
+	count := func() (n uint64) {
+		must(t, pending.Lookup(m.att.Cookie, &n))
+		return n
+	}
+	for _, addr := range []string{outside4 + ":80", "[" + outside6 + "]:80"} {
+		wantBanner(t, "app to "+addr, dial(t, m.app, "tcp", addr), "outbound")
+	}
+	m.sidecar.Stop()
+	wantErr(t, "app without sidecar", dial(t, m.app, "tcp", outside4+":80"), "ECONNREFUSED")
+	if n := count(); n != 0 {
+		t.Fatalf("%d connections are pending when all have ended", n)
+	}
+	const share = 8192 // SG_MAX_PENDING
+	must(t, pending.Put(m.att.Cookie, uint64(share-1)))
+	wantErr(t, "the last of the share", dial(t, m.app, "tcp", outside4+":80"), "ECONNREFUSED")
+	must(t, pending.Put(m.att.Cookie, uint64(share)))
+	if got := dial(t, m.app, "tcp", outside4+":80"); got.Err == "" || got.Err == "ECONNREFUSED" {
+		t.Errorf("beyond the share: error %q, want one of a connection whose SYN went nowhere", got.Err)
+	}
+	if n := m.drops("app")["origdst_full"]; n == 0 {
+		t.Error("a connection beyond the share is not counted")
+	}
+	if n := count(); n != share {
+		t.Errorf("%d are pending after a refusal, want %d", n, share)
 	}
 }
 

@@ -117,6 +117,9 @@ func (s *Store) addPod(c *Container, ns *Netns, entry bpf.Pod) error {
 	if err := putCounters(s.maps.PodCounters, ns.Cookie); err != nil {
 		return err
 	}
+	if err := s.maps.Pending.Put(ns.Cookie, uint64(0)); err != nil {
+		return fmt.Errorf("put pending connections: %w", err)
+	}
 	if err := s.putRules(ns.Cookie, c.Policy); err != nil {
 		return err
 	}
@@ -280,7 +283,7 @@ func (s *Store) removePod(cookie uint64) error {
 		deleteKeys(s.maps.Origdst, func(k *bpf.Tuple) bool { return k.NetnsCookie == cookie }),
 		deleteKeys(s.maps.PodAddrs, func(k *bpf.PodAddr) bool { return k.NetnsCookie == cookie }),
 		deleteKeys(s.maps.Rules, func(k *bpf.RuleKey) bool { return k.NetnsCookie == cookie }))
-	for _, m := range []*ebpf.Map{s.maps.Pods, s.maps.PodCounters, s.maps.PodInfo} {
+	for _, m := range []*ebpf.Map{s.maps.Pods, s.maps.PodCounters, s.maps.PodInfo, s.maps.Pending} {
 		if err := m.Delete(cookie); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			errs = append(errs, fmt.Errorf("delete pod %d: %w", cookie, err))
 		}

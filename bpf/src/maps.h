@@ -13,6 +13,7 @@
 
 #define SG_MAX_PODS 4096
 #define SG_MAX_CONTAINERS 16384
+#define SG_MAX_PENDING 8192 /* above the backlog that proxies listen with */
 
 /*
  * The managed pods, by the cookie of their network namespace.
@@ -114,6 +115,18 @@ struct {
 	__type(key, struct sg_tuple);
 	__type(value, struct sg_orig);
 } origdst SEC(".maps");
+
+/*
+ * How many entries of origdst each pod has: at most SG_MAX_PENDING, so that
+ * one pod cannot fill it for the others.
+ * inserted and deleted by: user space with the pod
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, SG_MAX_PODS);
+	__type(key, __u64); /* netns cookie */
+	__type(value, __u64);
+} pending SEC(".maps");
 
 /*
  * The sidecars' listening sockets.

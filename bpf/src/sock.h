@@ -67,6 +67,31 @@ SG_INLINE void sg_ops_tuple(struct bpf_sock_ops *ctx, __u64 cookie, int server,
 	t->dport = server ? lport : rport;
 }
 
+/* 0 if origdst has the connection now. A tuple that was left is used again. */
+SG_INLINE int sg_origdst_put(const struct sg_tuple *t, const struct sg_orig *o)
+{
+	__u64 *n = bpf_map_lookup_elem(&pending, &t->netns_cookie);
+
+	if (!n)
+		return -1;
+	if (!bpf_map_update_elem(&origdst, t, o, BPF_EXIST))
+		return 0;
+	if (__sync_fetch_and_add(n, 1) < SG_MAX_PENDING &&
+	    !bpf_map_update_elem(&origdst, t, o, BPF_NOEXIST))
+		return 0;
+	__sync_fetch_and_add(n, -1);
+	return -1;
+}
+
+SG_INLINE void sg_origdst_delete(const struct sg_tuple *t)
+{
+	__u64 *n = bpf_map_lookup_elem(&pending, &t->netns_cookie);
+
+	/* Of two that delete it, one succeeds. */
+	if (!bpf_map_delete_elem(&origdst, t) && n)
+		__sync_fetch_and_add(n, -1);
+}
+
 /* The app's SYN is about to be sent: its source port is known now. */
 SG_INLINE void sg_ops_connect(struct bpf_sock_ops *ctx, struct sg_sock *s)
 {
@@ -76,7 +101,7 @@ SG_INLINE void sg_ops_connect(struct bpf_sock_ops *ctx, struct sg_sock *s)
 	if (s->role != SG_ROLE_APP || !(s->flags & SG_SOCK_REDIRECTED))
 		return;
 	sg_ops_tuple(ctx, s->netns_cookie, 0, &t);
-	if (bpf_map_update_elem(&origdst, &t, &orig, BPF_ANY)) {
+	if (sg_origdst_put(&t, &orig)) {
 		/* sg_egress stops the SYN: the flag below is not set. */
 		sg_count(s->cgroup_id, SG_DROP_ORIGDST_FULL);
 		return;
@@ -92,7 +117,7 @@ SG_INLINE void sg_ops_state(struct bpf_sock_ops *ctx, struct sg_sock *s)
 	if (ctx->args[1] != BPF_TCP_CLOSE || !(s->flags & SG_SOCK_ORIGDST))
 		return;
 	sg_ops_tuple(ctx, s->netns_cookie, 0, &t);
-	bpf_map_delete_elem(&origdst, &t);
+	sg_origdst_delete(&t);
 }
 
 /* The sidecar's new connection learns where it came from. */
@@ -110,7 +135,7 @@ SG_INLINE void sg_ops_accept(struct bpf_sock_ops *ctx, struct sg_sock *s,
 	orig = bpf_map_lookup_elem(&origdst, &t);
 	if (orig) {
 		s->orig = *orig;
-		bpf_map_delete_elem(&origdst, &t);
+		sg_origdst_delete(&t);
 		sg_count(s->cgroup_id, SG_COUNT_ACCEPT_OUT);
 	} else if (ctx->local_port != pod->outbound) {
 		sg_count(s->cgroup_id, SG_COUNT_ACCEPT_IN);

@@ -317,6 +317,7 @@ const (
 	verdictsMapIdentity        = "identity"
 	verdictsMapListeners       = "listeners"
 	verdictsMapOrigdst         = "origdst"
+	verdictsMapPending         = "pending"
 	verdictsMapPodAddrs        = "pod_addrs"
 	verdictsMapPodCounters     = "pod_counters"
 	verdictsMapPodInfo         = "pod_info"
@@ -417,6 +418,7 @@ type verdictsMapSpecs struct {
 	Identity      *ebpf.MapSpec `ebpf:"identity"`
 	Listeners     *ebpf.MapSpec `ebpf:"listeners"`
 	Origdst       *ebpf.MapSpec `ebpf:"origdst"`
+	Pending       *ebpf.MapSpec `ebpf:"pending"`
 	PodAddrs      *ebpf.MapSpec `ebpf:"pod_addrs"`
 	PodCounters   *ebpf.MapSpec `ebpf:"pod_counters"`
 	PodInfo       *ebpf.MapSpec `ebpf:"pod_info"`
@@ -461,6 +463,7 @@ type verdictsMaps struct {
 	Identity      *ebpf.Map `ebpf:"identity"`
 	Listeners     *ebpf.Map `ebpf:"listeners"`
 	Origdst       *ebpf.Map `ebpf:"origdst"`
+	Pending       *ebpf.Map `ebpf:"pending"`
 	PodAddrs      *ebpf.Map `ebpf:"pod_addrs"`
 	PodCounters   *ebpf.Map `ebpf:"pod_counters"`
 	PodInfo       *ebpf.Map `ebpf:"pod_info"`
@@ -479,6 +482,7 @@ func (m *verdictsMaps) Close() error {
 		m.Identity,
 		m.Listeners,
 		m.Origdst,
+		m.Pending,
 		m.PodAddrs,
 		m.PodCounters,
 		m.PodInfo,
