@@ -39,19 +39,14 @@ type Attached struct {
 	CgroupID uint64
 }
 
-// Attach makes the container's pod a managed one if it is not yet, registers
-// the container and attaches all programs to its cgroup: all or nothing. A
-// container that is attached already is left as it is.
-func (s *Store) Attach(c *Container) (att Attached, err error) {
+// Attach makes ns, which is the container's, a managed pod if it is not yet,
+// registers the container and attaches all programs to its cgroup: all or
+// nothing. A container that is attached already is left as it is.
+func (s *Store) Attach(ns *Netns, c *Container) (att Attached, err error) {
 	role, err := bpfRole(c)
 	if err != nil {
 		return att, err
 	}
-	ns, err := NetnsOf(c.PID)
-	if err != nil {
-		return att, err
-	}
-	defer ns.Close()
 	host, err := ns.isHost()
 	if err != nil {
 		return att, err

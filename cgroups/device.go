@@ -42,6 +42,20 @@ func (h deviceHook) do() error {
 	return l.Pin(h.pin)
 }
 
+// openNetlink opens one socket in the current namespace for several requests.
+func openNetlink() (*netlink.Handle, error) {
+	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("open netlink: %w", err)
+	}
+	// Which a request without a handle sets by itself.
+	if err := nl.SetSocketTimeout(netlink.GetSocketTimeout()); err != nil {
+		nl.Close()
+		return nil, fmt.Errorf("set timeout of netlink: %w", err)
+	}
+	return nl, nil
+}
+
 // dumpTries bounds how often dump asks again.
 const dumpTries = 10
 

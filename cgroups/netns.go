@@ -60,25 +60,35 @@ func OpenNetns(path string) (*Netns, error) {
 // Close closes the handle.
 func (n *Netns) Close() error { return n.Handle.Close() }
 
-// Do runs f inside the namespace, on a thread that ends with f: nothing can
-// leak into another goroutine, even if f panics.
-func (n *Netns) Do(f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // and never unlocks
-		if err := netns.Set(n.Handle); err != nil {
-			done <- fmt.Errorf("enter network namespace: %w", err)
-			return
+// Do runs f inside the namespace, on this thread, which no other goroutine gets
+// before it is back, even if f panics. A thread of its own would be dearer: the
+// runtime starts others beside it, and a container's start waits for them.
+func (n *Netns) Do(f func() error) (err error) {
+	runtime.LockOSThread()
+	home, err := netns.GetFromPath("/proc/thread-self/ns/net")
+	if err != nil {
+		runtime.UnlockOSThread()
+		return fmt.Errorf("open own network namespace: %w", err)
+	}
+	defer func() {
+		// A thread that cannot go back stays locked, and ends with its goroutine.
+		if serr := netns.Set(home); serr != nil {
+			err = errors.Join(err, fmt.Errorf("leave network namespace: %w", serr))
+		} else {
+			runtime.UnlockOSThread()
 		}
-		done <- f()
+		err = errors.Join(err, home.Close())
 	}()
-	return <-done
+	if err := netns.Set(n.Handle); err != nil {
+		return fmt.Errorf("enter network namespace: %w", err)
+	}
+	return f()
 }
 
 // isHost tells whether n is the namespace of this process or of init: managing
 // it would be managing the host. Where init may not be looked at, as by a
 // runtime without all capabilities, this process has to do: its thread, since
-// Do may have taken the first thread, which /proc/self stands for.
+// the first thread, which /proc/self stands for, may be another one and in Do.
 func (n *Netns) isHost() (bool, error) {
 	for _, p := range []string{"/proc/thread-self/ns/net", "/proc/1/ns/net"} {
 		var st unix.Stat_t
@@ -97,7 +107,7 @@ func (n *Netns) isHost() (bool, error) {
 }
 
 // eachNetns calls f with the namespace, by inode, of every process but this
-// one, whose first thread may be where Do left it.
+// one, which is in a pod's only while Do runs.
 func eachNetns(f func(pid int, ino uint64)) error {
 	procs, err := os.ReadDir("/proc")
 	if err != nil {

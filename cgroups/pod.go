@@ -125,11 +125,16 @@ func (s *Store) addPod(c *Container, ns *Netns, entry bpf.Pod) error {
 	}
 	return s.transaction(s.path("pods", ns.Cookie), func(tmp string) error {
 		var peers []peer
-		err := ns.Do(func() (err error) {
-			if err := s.putAddrs(ns.Cookie); err != nil {
+		err := ns.Do(func() error {
+			nl, err := openNetlink()
+			if err != nil {
 				return err
 			}
-			if peers, err = attachDevices(progs, tmp); err != nil {
+			defer nl.Close()
+			if err := s.putAddrs(nl, ns.Cookie); err != nil {
+				return err
+			}
+			if peers, err = attachDevices(nl, progs, tmp); err != nil {
 				return err
 			}
 			return reservePorts("/proc/sys/net/ipv4", c.Policy.Reserved)
@@ -159,10 +164,10 @@ func (s *Store) addPod(c *Container, ns *Netns, entry bpf.Pod) error {
 // index in this namespace, if that one's other end is back.
 type peer struct{ index, back int }
 
-// attachDevices attaches to every device of the current namespace, and returns
-// the other ends of those that have one.
-func attachDevices(progs *bpf.PodPrograms, dir string) (peers []peer, err error) {
-	links, err := dump(netlink.LinkList)
+// attachDevices attaches to every device of nl's namespace, which is the current
+// one, and returns the other ends of those that have one.
+func attachDevices(nl *netlink.Handle, progs *bpf.PodPrograms, dir string) (peers []peer, err error) {
+	links, err := dump(nl.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list devices: %w", err)
 	}
@@ -189,12 +194,17 @@ func attachPeers(progs *bpf.PodPrograms, ns *Netns, peers []peer, dir string) er
 	if len(peers) == 0 {
 		return nil
 	}
-	nsid, err := netlink.GetNetNsIdByFd(int(ns.Handle))
+	nl, err := openNetlink()
+	if err != nil {
+		return err
+	}
+	defer nl.Close()
+	nsid, err := nl.GetNetNsIdByFd(int(ns.Handle))
 	if err != nil {
 		return fmt.Errorf("find namespace of pod: %w", err)
 	}
 	for _, p := range peers {
-		l, err := netlink.LinkByIndex(p.index)
+		l, err := nl.LinkByIndex(p.index)
 		if errors.As(err, &netlink.LinkNotFoundError{}) {
 			continue
 		}
@@ -212,9 +222,9 @@ func attachPeers(progs *bpf.PodPrograms, ns *Netns, peers []peer, dir string) er
 	return nil
 }
 
-// putAddrs records the addresses of the current namespace as the pod's own.
-func (s *Store) putAddrs(cookie uint64) error {
-	addrs, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
+// putAddrs records the addresses of nl's namespace as the pod's own.
+func (s *Store) putAddrs(nl *netlink.Handle, cookie uint64) error {
+	addrs, err := dump(func() ([]netlink.Addr, error) { return nl.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return fmt.Errorf("list addresses: %w", err)
 	}
@@ -418,16 +428,11 @@ func reservePorts(dir string, reserved []policy.PortRange) error {
 	return nil
 }
 
-// PolicyOf returns the name of the policy of the pod that process pid is in,
-// or "" if it is in no managed pod.
-func (s *Store) PolicyOf(pid int) (string, error) {
-	ns, err := NetnsOf(pid)
-	if err != nil {
-		return "", err
-	}
-	defer ns.Close()
+// PolicyOf returns the name of the policy of the pod that ns is, or "" if it is
+// no managed pod.
+func (s *Store) PolicyOf(ns *Netns) (string, error) {
 	var info bpf.PodInfo
-	err = s.maps.PodInfo.Lookup(ns.Cookie, &info)
+	err := s.maps.PodInfo.Lookup(ns.Cookie, &info)
 	if errors.Is(err, ebpf.ErrKeyNotExist) {
 		return "", nil
 	}

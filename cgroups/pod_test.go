@@ -249,12 +249,17 @@ func (w *world) tryAttach(a *agent.Agent, name string, role policy.Role, p *poli
 	must(w.t, err)
 	var att cgroups.Attached
 	err = inNS(w.host, func() (err error) {
+		ns, err := cgroups.NetnsOf(a.PID)
+		if err != nil {
+			return err
+		}
+		defer ns.Close()
 		s, err := cgroups.Open(w.state)
 		if err != nil {
 			return err
 		}
 		defer func() { err = errors.Join(err, s.Close()) }()
-		att, err = s.Attach(&cgroups.Container{ID: name, Name: name, Pod: "pod", Runtime: "test", Role: role, Policy: c, PID: a.PID})
+		att, err = s.Attach(ns, &cgroups.Container{ID: name, Name: name, Pod: "pod", Runtime: "test", Role: role, Policy: c, PID: a.PID})
 		return err
 	})
 	return att, err

@@ -126,10 +126,27 @@ func createRuntime(e env, st *specs.State) error {
 }
 
 func attach(e env, st *specs.State, req policy.Request, name string) (att cgroups.Attached, err error) {
-	// First of all, so that a wrong policy leaves nothing in the kernel.
-	p, err := findPolicy(e, st, req)
+	ns, err := cgroups.NetnsOf(st.Pid)
 	if err != nil {
 		return att, err
+	}
+	defer ns.Close()
+	var s *cgroups.Store
+	defer func() {
+		if s != nil {
+			err = errors.Join(err, s.Close())
+		}
+	}()
+	wanted := req.Policy
+	if wanted == "" {
+		if s, wanted, err = policyOfPod(e, ns); err != nil {
+			return att, err
+		}
+	}
+	// Before anything is loaded, so that a wrong policy leaves nothing in the kernel.
+	p, err := policy.Find(e.policyDir, wanted)
+	if err != nil {
+		return att, fmt.Errorf("%s: %w", policy.KeyPolicy, err)
 	}
 	compiled, err := p.Compile()
 	if err != nil {
@@ -139,12 +156,12 @@ func attach(e env, st *specs.State, req policy.Request, name string) (att cgroup
 	if err != nil {
 		return att, err
 	}
-	s, err := cgroups.Open(e.state)
-	if err != nil {
-		return att, err
+	if s == nil {
+		if s, err = cgroups.Open(e.state); err != nil {
+			return att, err
+		}
 	}
-	defer func() { err = errors.Join(err, s.Close()) }()
-	return s.Attach(&cgroups.Container{
+	return s.Attach(ns, &cgroups.Container{
 		ID:      st.ID,
 		Name:    name,
 		Pod:     cmp.Or(req.Pod, st.Annotations[annotationSandbox]),
@@ -155,32 +172,21 @@ func attach(e env, st *specs.State, req policy.Request, name string) (att cgroup
 	})
 }
 
-// findPolicy returns the policy that the container names, or else its pod's.
-func findPolicy(e env, st *specs.State, req policy.Request) (*policy.PodPolicy, error) {
-	name := req.Policy
-	if name == "" {
-		var err error
-		if name, err = policyOfPod(e, st.Pid); err != nil {
-			return nil, err
-		}
-	}
-	p, err := policy.Find(e.policyDir, name)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", policy.KeyPolicy, err)
-	}
-	return p, nil
-}
-
-func policyOfPod(e env, pid int) (name string, err error) {
+// policyOfPod returns the name of the policy of the pod that ns is, or "", and
+// the state that says so, or nil if nothing is loaded.
+func policyOfPod(e env, ns *cgroups.Netns) (*cgroups.Store, string, error) {
 	s, err := cgroups.OpenExisting(e.state)
 	if errors.Is(err, cgroups.ErrNotLoaded) {
-		return "", nil
+		return nil, "", nil
 	}
 	if err != nil {
-		return "", err
+		return nil, "", err
 	}
-	defer func() { err = errors.Join(err, s.Close()) }()
-	return s.PolicyOf(pid)
+	name, err := s.PolicyOf(ns)
+	if err != nil {
+		return nil, "", errors.Join(err, s.Close())
+	}
+	return s, name, nil
 }
 
 func runtimeOf(st *specs.State) string {

@@ -241,6 +241,24 @@ func TestContainerWithoutPolicyIsUnderItsPods(t *testing.T) {
 	}
 }
 
+// The state is open while the policy is read: it must not stay locked.
+func TestWrongPolicyOfAnUnknownPod(t *testing.T) {
+	state := newState(t)
+	dir := policies(t, map[string]string{"mesh.yaml": mesh})
+	known := newContainer(t, syscall.CLONE_NEWNET)
+	must(t, call(t, state, dir, "createRuntime", known.state(map[string]string{policy.KeyPolicy: "mesh"})))
+	broken := policies(t, map[string]string{"mesh.yaml": "spec: ["})
+	c := newContainer(t, syscall.CLONE_NEWNET)
+	err := call(t, state, broken, "createRuntime", c.state(map[string]string{policy.KeyRole: "app"}))
+	wantError(t, err, 1, "container c0ffee", filepath.Join(broken, "mesh.yaml"))
+	if n := c.programs(t); n != 0 {
+		t.Errorf("%d programs are attached", n)
+	}
+	if pod, _ := only(t, state); pod.Policy != "mesh" {
+		t.Errorf("status is %+v", pod)
+	}
+}
+
 func TestKnownSidecarNameNeedsNoAnnotation(t *testing.T) {
 	state := newState(t)
 	c := newContainer(t, syscall.CLONE_NEWNET)

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"runtime"
 	"strings"
 
 	"sidegate/cgroups"
@@ -27,8 +26,6 @@ type env struct {
 }
 
 func main() {
-	// One thing after another: a second processor only spins and is woken.
-	runtime.GOMAXPROCS(1)
 	e := env{
 		args:      os.Args,
 		stdin:     os.Stdin,

@@ -8,16 +8,17 @@ import (
 	"path/filepath"
 )
 
-// WriteHooks fills dir with hooks.d files that run binary at createRuntime and at poststop of every container, with env ("KEY=VALUE")
-// as its whole environment.
+// WriteHooks fills dir with hooks.d files that run binary at createRuntime and at poststop of every container. Its whole environment is
+// what the files in contrib/oci-hooks.d give it, and env ("KEY=VALUE").
 func WriteHooks(dir, binary string, env []string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
+	env = append([]string{"GOMAXPROCS=1"}, env...)
 	type hook struct {
 		Path string   `json:"path"`
 		Args []string `json:"args"`
-		Env  []string `json:"env,omitempty"`
+		Env  []string `json:"env"`
 	}
 	type file struct {
 		Version string          `json:"version"`

@@ -156,7 +156,7 @@ func TestWriteHooks(t *testing.T) {
 	if err := json.Compact(&compact, b); err != nil {
 		t.Fatal(err)
 	}
-	want := `{"version":"1.0.0","hook":{"path":"/opt/bin/sidegate-oci-hook","args":["sidegate-oci-hook","poststop"],"env":["A=b"]},"when":{"always":true},"stages":["poststop"]}`
+	want := `{"version":"1.0.0","hook":{"path":"/opt/bin/sidegate-oci-hook","args":["sidegate-oci-hook","poststop"],"env":["GOMAXPROCS=1","A=b"]},"when":{"always":true},"stages":["poststop"]}`
 	if compact.String() != want {
 		t.Errorf("got %s", &compact)
 	}
