@@ -173,7 +173,7 @@ type packet struct {
 	sport, dport uint16
 	proto        byte
 	fragment     bool // not the first
-	icmp6        byte // type, of ICMPv6
+	icmp         byte // type, of ICMP and ICMPv6
 	flags        byte // of TCP
 	payload      bool // of TCP
 }
@@ -260,15 +260,15 @@ func parsePacket(frame []byte) (p packet, ok bool) {
 		}
 		p.flags = upper[13]
 		p.payload = length > 4*int(upper[12]>>4)
-	case unix.IPPROTO_UDP:
+	case unix.IPPROTO_UDP, unix.IPPROTO_SCTP:
 		if len(upper) < 4 {
 			return p, false
 		}
-	case unix.IPPROTO_ICMPV6:
+	case unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6:
 		if len(upper) < 1 {
 			return p, false
 		}
-		p.icmp6 = upper[0]
+		p.icmp = upper[0]
 		return p, true
 	default:
 		return p, true

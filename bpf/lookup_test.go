@@ -84,17 +84,25 @@ func listenOn(t testing.TB, family int, v6only bool) (fd int, cookie uint64) {
 	return fd, cookie
 }
 
-func lookupPod() Pod {
-	p := Pod{Outbound: 15001, Inbound: 15006, Dns: 15053, Nreserved: 5}
+func lookupPolicy() Policy {
+	p := Policy{Outbound: 15001, Inbound: 15006, Dns: 15053, Nreserved: 5}
 	copy(p.Reserved[:], []Ports{{Lo: 15001, Hi: 15001}, {Lo: 15006, Hi: 15006}, {Lo: 15053, Hi: 15053}, {Lo: 15090, Hi: 15090}, {Lo: 15020, Hi: 15021}})
 	return p
 }
 
 func TestLookupWithoutListeners(t *testing.T) {
 	f := loaded(t)
-	f.manage(t, testCookie, lookupPod())
+	tab := testTables(subjectPod, 0)
+	// Rules of a container say nothing of where its connections arrive.
+	tab.entries = append(tab.entries, entry{subject: subjectApp, dir: dirIngress, peer: classTen, proto: 6, number: 3})
+	flags := tab.policy.Flags
+	tab.policy = lookupPolicy()
+	tab.policy.Flags = flags
+	f.govern(t, tab)
 	f.ownAddresses(t)
-	f.putRules(t)
+	audited := new(tables)
+	*audited = *tab
+	audited.policy.Flags |= PolicyAudit
 	const (
 		noListener = nodeSgCounterSG_DROP_NO_LISTENER
 		outbound   = nodeSgCounterSG_DROP_OUTBOUND_PORT
@@ -117,12 +125,13 @@ func TestLookupWithoutListeners(t *testing.T) {
 		{"outbound", outside4, 15001, outbound},
 		{"outbound, IPv6", outside6, 15001, outbound},
 		{"DNS", outside4, 15053, outbound},
-		{"by rule", "198.51.100.7", 22, 0},
-		{"other port than the rule's", "198.51.100.7", 23, noListener},
-		{"outbound, from where a rule lets in", "2001:db8:2::1", 15001, outbound},
-		{"by rule, IPv6", "2001:db8:2::1", 8080, 0},
-		{"a rule for the other way", "10.9.9.9", 443, noListener},
-		{"IPv4 in IPv6 by rule", "::ffff:198.51.100.7", 22, 0},
+		{"by exclusion", "198.51.100.7", 22, 0},
+		{"other port than the exclusion's", "198.51.100.7", 23, noListener},
+		{"outbound, from where an exclusion lets in", "2001:db8:2::1", 15001, outbound},
+		{"by exclusion, IPv6", "2001:db8:2::1", 8080, 0},
+		{"an exclusion for the other way", "10.9.9.9", 443, noListener},
+		{"a rule of a container", "10.9.9.9", 8080, noListener},
+		{"IPv4 in IPv6 by exclusion", "::ffff:198.51.100.7", 22, 0},
 		{"of another pod", "192.0.2.3", 8080, noListener},
 
 		{"inside, app's port", "127.0.0.1", 8080, 0},
@@ -146,6 +155,16 @@ func TestLookupWithoutListeners(t *testing.T) {
 				t.Errorf("the verdict is %d with socket %#x, want %d with none", got, ctx.Cookie, want)
 			}
 			f.wantCounted(t, "pod", f.maps.PodCounters, testCookie, counters...)
+			// Under mode audit the kernel looks itself.
+			f.govern(t, audited)
+			if got := lookup(t, f.pod.Lookup, syn(c.from, c.port)); got != skPass {
+				t.Errorf("under mode audit the verdict is %d, want pass", got)
+			}
+			if c.drop != 0 {
+				counters = []Counter{nodeSgCounterSG_COUNT_AUDIT}
+			}
+			f.wantCounted(t, "pod, audit", f.maps.PodCounters, testCookie, counters...)
+			f.govern(t, tab)
 			// sk_lookup is asked for UDP too, which is none of its business.
 			ctx = syn(c.from, c.port)
 			ctx.Protocol = unix.IPPROTO_UDP
@@ -159,7 +178,7 @@ func TestLookupWithoutListeners(t *testing.T) {
 
 func TestLookupInUnknownPod(t *testing.T) {
 	f := loaded(t)
-	f.manage(t, testCookie+1, lookupPod())
+	f.manage(t, testCookie+1, lookupPolicy())
 	for _, port := range []uint16{80, 15001, 15006} {
 		for _, from := range []string{outside4, outside6, "127.0.0.1"} {
 			if got := lookup(t, f.pod.Lookup, syn(from, port)); got != skPass {
@@ -172,13 +191,14 @@ func TestLookupInUnknownPod(t *testing.T) {
 
 func TestLookupFindsListeners(t *testing.T) {
 	f := loaded(t)
-	f.manage(t, testCookie, lookupPod())
+	f.manage(t, testCookie, lookupPolicy())
 	out4, out4Cookie := listenOn(t, unix.AF_INET, false)
 	in4, in4Cookie := listenOn(t, unix.AF_INET, false)
 	in6, in6Cookie := listenOn(t, unix.AF_INET6, true)
 	dual, dualCookie := listenOn(t, unix.AF_INET6, false)
-	key := func(cookie uint64, kind, six, slot uint8) ListenerKey {
-		return ListenerKey{NetnsCookie: cookie, Kind: kind, Ipv6: six, Slot: slot}
+	const outbound, inbound = 15001, 15006
+	key := func(cookie uint64, port uint16, six, slot uint8) ListenerKey {
+		return ListenerKey{NetnsCookie: cookie, Port: port, Ipv6: six, Slot: slot}
 	}
 	drop := func(k ListenerKey) {
 		if err := f.maps.Listeners.Delete(k); err != nil {
@@ -199,52 +219,66 @@ func TestLookupFindsListeners(t *testing.T) {
 	}
 	const steered, noListener = nodeSgCounterSG_COUNT_STEERED, nodeSgCounterSG_DROP_NO_LISTENER
 
-	put(t, f.maps.Listeners, key(testCookie+1, ListenInbound, 0, 0), uint64(in4))
+	put(t, f.maps.Listeners, key(testCookie+1, inbound, 0, 0), uint64(in4))
 	want("another pod's listener", outside4, 8080, 0, noListener)
-	drop(key(testCookie+1, ListenInbound, 0, 0))
+	drop(key(testCookie+1, inbound, 0, 0))
 
-	put(t, f.maps.Listeners, key(testCookie, ListenOutbound, 0, 0), uint64(out4))
+	put(t, f.maps.Listeners, key(testCookie, outbound, 0, 0), uint64(out4))
 	want("only outbound listens", outside4, 8080, 0, noListener)
 	want("outbound", "127.0.0.1", 15001, out4Cookie)
 	want("outbound from outside", outside4, 15001, 0, nodeSgCounterSG_DROP_OUTBOUND_PORT)
 	want("outbound over IPv6", "::1", 15001, 0, noListener)
 
-	put(t, f.maps.Listeners, key(testCookie, ListenInbound, 0, 0), uint64(in4))
+	put(t, f.maps.Listeners, key(testCookie, inbound, 0, 0), uint64(in4))
 	want("inbound", outside4, 8080, in4Cookie, steered)
 	want("inbound's own port", outside4, 15006, in4Cookie, steered)
 	want("inbound from inside", "127.0.0.1", 15006, in4Cookie)
 	want("IPv4 only", outside6, 8080, 0, noListener)
 
-	put(t, f.maps.Listeners, key(testCookie, ListenInbound, 1, 0), uint64(in6))
+	put(t, f.maps.Listeners, key(testCookie, inbound, 1, 0), uint64(in6))
 	want("inbound", outside6, 8080, in6Cookie, steered)
 	want("both families", outside4, 8080, in4Cookie, steered)
-	drop(key(testCookie, ListenInbound, 0, 0))
+	drop(key(testCookie, inbound, 0, 0))
 	want("IPv6 only", outside4, 8080, 0, noListener)
-	put(t, f.maps.Listeners, key(testCookie, ListenInbound, 1, 1), uint64(dual))
+	put(t, f.maps.Listeners, key(testCookie, inbound, 1, 1), uint64(dual))
 	want("IPv4 by the second listener", outside4, 8080, dualCookie, steered)
 	want("IPv6 by the first", outside6, 8080, in6Cookie, steered)
-	drop(key(testCookie, ListenInbound, 1, 0))
+	drop(key(testCookie, inbound, 1, 0))
 	want("IPv6 by what is left", outside6, 8080, dualCookie, steered)
-	drop(key(testCookie, ListenInbound, 1, 1))
+	drop(key(testCookie, inbound, 1, 1))
 	want("none is left", outside6, 8080, 0, noListener)
+
+	// The redirect ports are the policy's: with another revision, others.
+	policy := lookupPolicy()
+	policy.Inbound = 16006
+	f.manage(t, testCookie, policy)
+	put(t, f.maps.Listeners, key(testCookie, inbound, 0, 0), uint64(in4))
+	want("the old port listens", outside4, 8080, 0, noListener)
+	put(t, f.maps.Listeners, key(testCookie, 16006, 0, 0), uint64(in4))
+	want("the new port listens", outside4, 8080, in4Cookie, steered)
+	f.manage(t, testCookie, lookupPolicy())
+	want("both listen", outside4, 8080, in4Cookie, steered)
+	drop(key(testCookie, inbound, 0, 0))
+	want("the new port alone listens", outside4, 8080, 0, noListener)
+	drop(key(testCookie, 16006, 0, 0))
 
 	// Any slot will do, and one beyond the last will not.
 	for slot := range uint8(ListenerSlots) {
-		put(t, f.maps.Listeners, key(testCookie, ListenInbound, 0, slot), uint64(in4))
+		put(t, f.maps.Listeners, key(testCookie, inbound, 0, slot), uint64(in4))
 		want("one slot", outside4, 8080, in4Cookie, steered)
-		drop(key(testCookie, ListenInbound, 0, slot))
+		drop(key(testCookie, inbound, 0, slot))
 	}
-	put(t, f.maps.Listeners, key(testCookie, ListenInbound, 0, ListenerSlots), uint64(in4))
+	put(t, f.maps.Listeners, key(testCookie, inbound, 0, ListenerSlots), uint64(in4))
 	want("no slot", outside4, 8080, 0, noListener)
-	drop(key(testCookie, ListenInbound, 0, ListenerSlots))
+	drop(key(testCookie, inbound, 0, ListenerSlots))
 
 	// The kernel deletes a listener that closes.
-	put(t, f.maps.Listeners, key(testCookie, ListenInbound, 0, 0), uint64(in4))
+	put(t, f.maps.Listeners, key(testCookie, inbound, 0, 0), uint64(in4))
 	if err := unix.Shutdown(in4, unix.SHUT_RDWR); err != nil {
 		t.Fatal(err)
 	}
 	want("closed", outside4, 8080, 0, noListener)
 	// The socket's own end may have deleted it.
-	f.maps.Listeners.Delete(key(testCookie, ListenInbound, 0, 0))
-	drop(key(testCookie, ListenOutbound, 0, 0))
+	f.maps.Listeners.Delete(key(testCookie, inbound, 0, 0))
+	drop(key(testCookie, outbound, 0, 0))
 }

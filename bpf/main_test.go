@@ -11,6 +11,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"unsafe"
 
 	"github.com/cilium/ebpf"
 
@@ -29,8 +30,11 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// warmUp makes the runtime open what it keeps open: its poller.
+// warmUp opens what stays open: the runtime's poller, and the program of ListSocks.
 func warmUp() {
+	if os.Geteuid() == 0 {
+		lister() // its test says what is wrong
+	}
 	if l, err := net.Listen("unix", ""); err == nil {
 		l.Close()
 	}
@@ -83,6 +87,11 @@ const (
 	testSlot   = 7
 	testCgroup = 0x51de_0002_0000_0002
 )
+
+// policySlot is where the policy of a pod is, other than all others', and
+// testRevision what is in it if a test says nothing else.
+func policySlot(cookie uint64) uint32   { return 10 + uint32(cookie%64) }
+func testRevision(cookie uint64) uint32 { return 100 + uint32(cookie%64) }
 
 // fixture is what all tests load once. Maps are emptied by reset.
 type fixture struct {
@@ -169,7 +178,9 @@ func (f *fixture) reset(t testing.TB) {
 	empty[uint64, Pod](t, f.maps.Pods)
 	empty[uint64, Container](t, f.maps.Containers)
 	empty[PodAddr, uint8](t, f.maps.PodAddrs)
-	empty[RuleKey, Rule](t, f.maps.Rules)
+	empty[uint32, Policy](t, f.maps.Policies)
+	f.forget(t)
+	empty[Seen, SeenCount](t, f.maps.Seen)
 	empty[uint64, []Counters](t, f.maps.Counters)
 	empty[uint64, []Counters](t, f.maps.PodCounters)
 	put(t, f.maps.PodSlots, uint32(testSlot), NewSlot(testCookie))
@@ -201,11 +212,37 @@ func put(t testing.TB, m *ebpf.Map, key, value any) {
 	}
 }
 
-// manage makes a pod known.
-func (f *fixture) manage(t testing.TB, cookie uint64, pod Pod) {
+// manage makes a pod known, and the policy that it is under.
+func (f *fixture) manage(t testing.TB, cookie uint64, policy Policy) {
 	t.Helper()
-	put(t, f.maps.Pods, cookie, pod)
+	if policy.Revision == 0 {
+		policy.Revision = testRevision(cookie)
+	}
+	put(t, f.maps.Policies, policy.Revision, policy)
+	put(t, f.maps.PolicySlots, policySlot(cookie), policy.Revision)
+	put(t, f.maps.Pods, cookie, Pod{Policy: policySlot(cookie)})
 	f.count(t, f.maps.PodCounters, cookie)
+}
+
+// register makes a container of testCookie known.
+func (f *fixture) register(t testing.TB, c Container) Container {
+	t.Helper()
+	c.NetnsCookie = testCookie
+	if c.CgroupId == 0 {
+		c.CgroupId = testCgroup
+	}
+	put(t, f.maps.Containers, c.CgroupId, c)
+	f.count(t, f.maps.Counters, c.CgroupId)
+	return c
+}
+
+// as returns x as the type that another object has of the same struct.
+func as[T, F any](x F) T {
+	var to T
+	if unsafe.Sizeof(x) != unsafe.Sizeof(to) {
+		panic(fmt.Sprintf("%T is no %T", x, to))
+	}
+	return *(*T)(unsafe.Pointer(&x))
 }
 
 // count makes the programs count for key, from 0.

@@ -23,6 +23,8 @@ type nodeSgContainer struct {
 	NetnsCookie uint64
 	CgroupId    uint64
 	Role        nodeSgRole
+	Subject     uint32
+	Name        uint32
 	Reserved    uint32
 }
 
@@ -44,34 +46,39 @@ type nodeSgContainerInfo struct {
 type nodeSgCounter uint32
 
 const (
-	nodeSgCounterSG_COUNT_REDIRECT     nodeSgCounter = 0
-	nodeSgCounterSG_COUNT_DNS          nodeSgCounter = 1
-	nodeSgCounterSG_COUNT_DIRECT       nodeSgCounter = 2
-	nodeSgCounterSG_COUNT_LOCAL        nodeSgCounter = 3
-	nodeSgCounterSG_COUNT_ACCEPT_OUT   nodeSgCounter = 4
-	nodeSgCounterSG_COUNT_ACCEPT_IN    nodeSgCounter = 5
-	nodeSgCounterSG_COUNT_STEERED      nodeSgCounter = 6
-	nodeSgCounterSG_DROP_FIRST         nodeSgCounter = 8
-	nodeSgCounterSG_DROP_UNREGISTERED  nodeSgCounter = 8
-	nodeSgCounterSG_DROP_UDP           nodeSgCounter = 9
-	nodeSgCounterSG_DROP_ICMP          nodeSgCounter = 10
-	nodeSgCounterSG_DROP_RAW           nodeSgCounter = 11
-	nodeSgCounterSG_DROP_PROTOCOL      nodeSgCounter = 12
-	nodeSgCounterSG_DROP_BIND          nodeSgCounter = 13
-	nodeSgCounterSG_DROP_EGRESS        nodeSgCounter = 14
-	nodeSgCounterSG_DROP_INGRESS       nodeSgCounter = 15
-	nodeSgCounterSG_DROP_FRAGMENT      nodeSgCounter = 16
-	nodeSgCounterSG_DROP_MALFORMED     nodeSgCounter = 17
-	nodeSgCounterSG_DROP_DEVICE        nodeSgCounter = 18
-	nodeSgCounterSG_DROP_PACKET_SOCKET nodeSgCounter = 19
-	nodeSgCounterSG_DROP_NO_LISTENER   nodeSgCounter = 20
-	nodeSgCounterSG_DROP_OUTBOUND_PORT nodeSgCounter = 21
-	nodeSgCounterSG_DROP_ORIGDST_FULL  nodeSgCounter = 22
-	nodeSgCounterSG_DROP_NO_MEMORY     nodeSgCounter = 23
-	nodeSgCounterSG_DROP_INIT          nodeSgCounter = 24
-	nodeSgCounterSG_DROP_SPOOFED       nodeSgCounter = 25
-	nodeSgCounterSG_DROP_BYPASS        nodeSgCounter = 26
-	nodeSgCounterSG_COUNTERS           nodeSgCounter = 32
+	nodeSgCounterSG_COUNT_REDIRECT      nodeSgCounter = 0
+	nodeSgCounterSG_COUNT_DNS           nodeSgCounter = 1
+	nodeSgCounterSG_COUNT_DIRECT        nodeSgCounter = 2
+	nodeSgCounterSG_COUNT_LOCAL         nodeSgCounter = 3
+	nodeSgCounterSG_COUNT_ACCEPT_OUT    nodeSgCounter = 4
+	nodeSgCounterSG_COUNT_ACCEPT_IN     nodeSgCounter = 5
+	nodeSgCounterSG_COUNT_STEERED       nodeSgCounter = 6
+	nodeSgCounterSG_COUNT_AUDIT         nodeSgCounter = 7
+	nodeSgCounterSG_DROP_FIRST          nodeSgCounter = 8
+	nodeSgCounterSG_DROP_UNREGISTERED   nodeSgCounter = 8
+	nodeSgCounterSG_DROP_UDP            nodeSgCounter = 9
+	nodeSgCounterSG_DROP_ICMP           nodeSgCounter = 10
+	nodeSgCounterSG_DROP_RAW            nodeSgCounter = 11
+	nodeSgCounterSG_DROP_PROTOCOL       nodeSgCounter = 12
+	nodeSgCounterSG_DROP_BIND           nodeSgCounter = 13
+	nodeSgCounterSG_DROP_EGRESS         nodeSgCounter = 14
+	nodeSgCounterSG_DROP_INGRESS        nodeSgCounter = 15
+	nodeSgCounterSG_DROP_FRAGMENT       nodeSgCounter = 16
+	nodeSgCounterSG_DROP_MALFORMED      nodeSgCounter = 17
+	nodeSgCounterSG_DROP_DEVICE         nodeSgCounter = 18
+	nodeSgCounterSG_DROP_PACKET_SOCKET  nodeSgCounter = 19
+	nodeSgCounterSG_DROP_NO_LISTENER    nodeSgCounter = 20
+	nodeSgCounterSG_DROP_OUTBOUND_PORT  nodeSgCounter = 21
+	nodeSgCounterSG_DROP_ORIGDST_FULL   nodeSgCounter = 22
+	nodeSgCounterSG_DROP_NO_MEMORY      nodeSgCounter = 23
+	nodeSgCounterSG_DROP_INIT           nodeSgCounter = 24
+	nodeSgCounterSG_DROP_SPOOFED        nodeSgCounter = 25
+	nodeSgCounterSG_DROP_BYPASS         nodeSgCounter = 26
+	nodeSgCounterSG_DROP_POLICY_EGRESS  nodeSgCounter = 27
+	nodeSgCounterSG_DROP_POLICY_INGRESS nodeSgCounter = 28
+	nodeSgCounterSG_DROP_PROCESS        nodeSgCounter = 29
+	nodeSgCounterSG_DROP_UNIX           nodeSgCounter = 30
+	nodeSgCounterSG_COUNTERS            nodeSgCounter = 32
 )
 
 type nodeSgCounters struct {
@@ -79,21 +86,21 @@ type nodeSgCounters struct {
 	V [32]uint64
 }
 
-type nodeSgDir uint32
-
-const (
-	nodeSgDirSG_DIR_EGRESS  nodeSgDir = 0
-	nodeSgDirSG_DIR_INGRESS nodeSgDir = 1
-	nodeSgDirSG_DIR_V4      nodeSgDir = 2
-)
+type nodeSgExecutable struct {
+	_        structs.HostLayout
+	CgroupId uint64
+	Ino      uint64
+	Dev      uint32
+	Reserved uint32
+}
 
 type nodeSgListenerKey struct {
 	_           structs.HostLayout
 	NetnsCookie uint64
-	Kind        uint8
+	Port        uint16
 	Ipv6        uint8
 	Slot        uint8
-	Reserved    [5]uint8
+	Reserved    uint32
 }
 
 type nodeSgOrig struct {
@@ -104,13 +111,9 @@ type nodeSgOrig struct {
 }
 
 type nodeSgPod struct {
-	_         structs.HostLayout
-	Outbound  uint16
-	Inbound   uint16
-	Dns       uint16
-	Flags     uint8
-	Nreserved uint8
-	Reserved  [12]nodeSgPorts
+	_        structs.HostLayout
+	Policy   uint32
+	Reserved uint32
 }
 
 type nodeSgPodAddr struct {
@@ -122,11 +125,38 @@ type nodeSgPodAddr struct {
 type nodeSgPodInfo struct {
 	_        structs.HostLayout
 	Pod      [65]uint8
-	Policy   [65]uint8
-	Reserved [2]uint8
+	Reserved [3]uint8
 	Slot     uint32
 	NetnsIno uint64
 	NetnsDev uint64
+}
+
+type nodeSgPolicy struct {
+	_         structs.HostLayout
+	Revision  uint32
+	Flags     uint32
+	Outbound  uint16
+	Inbound   uint16
+	Dns       uint16
+	Nreserved uint16
+	Reserved  [12]nodeSgPorts
+	Subjects  [8]uint16
+}
+
+type nodeSgPolicyInfo struct {
+	_           structs.HostLayout
+	Name        [65]uint8
+	Source      [129]uint8
+	Init        uint8
+	Reserved    uint8
+	Revision    uint32
+	Nprefixes   uint32
+	Nrules      uint32
+	Nsubjects   uint32
+	Ninfos      uint32
+	Digest      uint64
+	Fingerprint uint64
+	AppliedNs   uint64
 }
 
 type nodeSgPorts struct {
@@ -135,13 +165,13 @@ type nodeSgPorts struct {
 	Hi uint16
 }
 
-type nodeSgProto uint32
-
-const (
-	nodeSgProtoSG_PROTO_ANY nodeSgProto = 0
-	nodeSgProtoSG_PROTO_TCP nodeSgProto = 6
-	nodeSgProtoSG_PROTO_UDP nodeSgProto = 17
-)
+type nodeSgPrefixKey struct {
+	_         structs.HostLayout
+	Prefixlen uint32
+	Revision  uint32
+	Ipv4      uint32
+	Addr      nodeSgAddr
+}
 
 type nodeSgRole uint32
 
@@ -153,25 +183,46 @@ const (
 	nodeSgRoleSG_ROLE_DENIED  nodeSgRole = 4
 )
 
-type nodeSgRule struct {
-	_ structs.HostLayout
-	N uint32
-	P [16]nodeSgRulePort
+type nodeSgRuleInfo struct {
+	_    structs.HostLayout
+	Path [64]uint8
+	Text [128]uint8
+}
+
+type nodeSgRuleInfoKey struct {
+	_        structs.HostLayout
+	Revision uint32
+	Rule     uint32
 }
 
 type nodeSgRuleKey struct {
-	_           structs.HostLayout
-	Prefixlen   uint32
-	Dir         nodeSgDir
-	NetnsCookie uint64
-	Addr        nodeSgAddr
+	_         structs.HostLayout
+	Prefixlen uint32
+	Revision  uint32
+	Subject   uint32
+	Peer      uint32
+	Dir       uint8
+	Proto     uint8
+	Port      uint16
 }
 
-type nodeSgRulePort struct {
-	_     structs.HostLayout
-	Lo    uint16
-	Hi    uint16
-	Proto nodeSgProto
+type nodeSgSeen struct {
+	_           structs.HostLayout
+	NetnsCookie uint64
+	CgroupId    uint64
+	Peer        uint64
+	Addr        nodeSgAddr
+	Port        uint16
+	Proto       uint8
+	Dir         uint8
+	Reason      uint8
+	Reserved    [3]uint8
+}
+
+type nodeSgSeenCount struct {
+	_      structs.HostLayout
+	Count  uint64
+	LastNs uint64
 }
 
 type nodeSgSlot struct {
@@ -191,6 +242,12 @@ type nodeSgSock struct {
 	Reserved    uint32
 }
 
+type nodeSgSubjectKey struct {
+	_        structs.HostLayout
+	Revision uint32
+	Subject  uint32
+}
+
 type nodeSgTuple struct {
 	_           structs.HostLayout
 	NetnsCookie uint64
@@ -201,6 +258,39 @@ type nodeSgTuple struct {
 	Reserved    uint32
 }
 
+type nodeSgUnixKey struct {
+	_        structs.HostLayout
+	Revision uint32
+	Subject  uint32
+	N        uint32
+}
+
+type nodeSgUnixRule struct {
+	_     structs.HostLayout
+	Match [256]struct {
+		_ structs.HostLayout
+		W [2]uint64
+	}
+	Star struct {
+		_ structs.HostLayout
+		W [2]uint64
+	}
+	Deep struct {
+		_ structs.HostLayout
+		W [2]uint64
+	}
+	Accept struct {
+		_ structs.HostLayout
+		W [2]uint64
+	}
+	Abstract uint8
+	Type     uint8
+	Npeers   uint8
+	Reserved uint8
+	Rule     uint32
+	Peer     [8]uint32
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -209,6 +299,8 @@ const (
 	nodeMapContainers       = "containers"
 	nodeMapCounters         = "counters"
 	nodeMapDeviceProgs      = "device_progs"
+	nodeMapExecutables      = "executables"
+	nodeMapHostAddrs        = "host_addrs"
 	nodeMapIdentity         = "identity"
 	nodeMapListeners        = "listeners"
 	nodeMapOrigdst          = "origdst"
@@ -218,8 +310,16 @@ const (
 	nodeMapPodInfo          = "pod_info"
 	nodeMapPodSlots         = "pod_slots"
 	nodeMapPods             = "pods"
+	nodeMapPolicies         = "policies"
+	nodeMapPolicyInfo       = "policy_info"
+	nodeMapPolicySlots      = "policy_slots"
+	nodeMapPrefixes         = "prefixes"
+	nodeMapRuleInfo         = "rule_info"
 	nodeMapRules            = "rules"
+	nodeMapSeen             = "seen"
 	nodeMapSocks            = "socks"
+	nodeMapSubjects         = "subjects"
+	nodeMapUnixRules        = "unix_rules"
 	nodeProgSgBind4         = "sg_bind4"
 	nodeProgSgBind6         = "sg_bind6"
 	nodeProgSgConnect4      = "sg_connect4"
@@ -240,6 +340,7 @@ const (
 	nodeProgSgGuardSendmsg6 = "sg_guard_sendmsg6"
 	nodeProgSgIngress       = "sg_ingress"
 	nodeProgSgLoopback      = "sg_loopback"
+	nodeProgSgLoopbackOut   = "sg_loopback_out"
 	nodeProgSgPostBind4     = "sg_post_bind4"
 	nodeProgSgPostBind6     = "sg_post_bind6"
 	nodeProgSgRecvmsg4      = "sg_recvmsg4"
@@ -312,6 +413,7 @@ type nodeProgramSpecs struct {
 	SgGuardSendmsg6 *ebpf.ProgramSpec `ebpf:"sg_guard_sendmsg6"`
 	SgIngress       *ebpf.ProgramSpec `ebpf:"sg_ingress"`
 	SgLoopback      *ebpf.ProgramSpec `ebpf:"sg_loopback"`
+	SgLoopbackOut   *ebpf.ProgramSpec `ebpf:"sg_loopback_out"`
 	SgPostBind4     *ebpf.ProgramSpec `ebpf:"sg_post_bind4"`
 	SgPostBind6     *ebpf.ProgramSpec `ebpf:"sg_post_bind6"`
 	SgRecvmsg4      *ebpf.ProgramSpec `ebpf:"sg_recvmsg4"`
@@ -330,6 +432,8 @@ type nodeMapSpecs struct {
 	Containers    *ebpf.MapSpec `ebpf:"containers"`
 	Counters      *ebpf.MapSpec `ebpf:"counters"`
 	DeviceProgs   *ebpf.MapSpec `ebpf:"device_progs"`
+	Executables   *ebpf.MapSpec `ebpf:"executables"`
+	HostAddrs     *ebpf.MapSpec `ebpf:"host_addrs"`
 	Identity      *ebpf.MapSpec `ebpf:"identity"`
 	Listeners     *ebpf.MapSpec `ebpf:"listeners"`
 	Origdst       *ebpf.MapSpec `ebpf:"origdst"`
@@ -339,8 +443,16 @@ type nodeMapSpecs struct {
 	PodInfo       *ebpf.MapSpec `ebpf:"pod_info"`
 	PodSlots      *ebpf.MapSpec `ebpf:"pod_slots"`
 	Pods          *ebpf.MapSpec `ebpf:"pods"`
+	Policies      *ebpf.MapSpec `ebpf:"policies"`
+	PolicyInfo    *ebpf.MapSpec `ebpf:"policy_info"`
+	PolicySlots   *ebpf.MapSpec `ebpf:"policy_slots"`
+	Prefixes      *ebpf.MapSpec `ebpf:"prefixes"`
+	RuleInfo      *ebpf.MapSpec `ebpf:"rule_info"`
 	Rules         *ebpf.MapSpec `ebpf:"rules"`
+	Seen          *ebpf.MapSpec `ebpf:"seen"`
 	Socks         *ebpf.MapSpec `ebpf:"socks"`
+	Subjects      *ebpf.MapSpec `ebpf:"subjects"`
+	UnixRules     *ebpf.MapSpec `ebpf:"unix_rules"`
 }
 
 // nodeVariableSpecs contains global variables before they are loaded into the kernel.
@@ -373,6 +485,8 @@ type nodeMaps struct {
 	Containers    *ebpf.Map `ebpf:"containers"`
 	Counters      *ebpf.Map `ebpf:"counters"`
 	DeviceProgs   *ebpf.Map `ebpf:"device_progs"`
+	Executables   *ebpf.Map `ebpf:"executables"`
+	HostAddrs     *ebpf.Map `ebpf:"host_addrs"`
 	Identity      *ebpf.Map `ebpf:"identity"`
 	Listeners     *ebpf.Map `ebpf:"listeners"`
 	Origdst       *ebpf.Map `ebpf:"origdst"`
@@ -382,8 +496,16 @@ type nodeMaps struct {
 	PodInfo       *ebpf.Map `ebpf:"pod_info"`
 	PodSlots      *ebpf.Map `ebpf:"pod_slots"`
 	Pods          *ebpf.Map `ebpf:"pods"`
+	Policies      *ebpf.Map `ebpf:"policies"`
+	PolicyInfo    *ebpf.Map `ebpf:"policy_info"`
+	PolicySlots   *ebpf.Map `ebpf:"policy_slots"`
+	Prefixes      *ebpf.Map `ebpf:"prefixes"`
+	RuleInfo      *ebpf.Map `ebpf:"rule_info"`
 	Rules         *ebpf.Map `ebpf:"rules"`
+	Seen          *ebpf.Map `ebpf:"seen"`
 	Socks         *ebpf.Map `ebpf:"socks"`
+	Subjects      *ebpf.Map `ebpf:"subjects"`
+	UnixRules     *ebpf.Map `ebpf:"unix_rules"`
 }
 
 func (m *nodeMaps) Close() error {
@@ -392,6 +514,8 @@ func (m *nodeMaps) Close() error {
 		m.Containers,
 		m.Counters,
 		m.DeviceProgs,
+		m.Executables,
+		m.HostAddrs,
 		m.Identity,
 		m.Listeners,
 		m.Origdst,
@@ -401,8 +525,16 @@ func (m *nodeMaps) Close() error {
 		m.PodInfo,
 		m.PodSlots,
 		m.Pods,
+		m.Policies,
+		m.PolicyInfo,
+		m.PolicySlots,
+		m.Prefixes,
+		m.RuleInfo,
 		m.Rules,
+		m.Seen,
 		m.Socks,
+		m.Subjects,
+		m.UnixRules,
 	)
 }
 
@@ -436,6 +568,7 @@ type nodePrograms struct {
 	SgGuardSendmsg6 *ebpf.Program `ebpf:"sg_guard_sendmsg6"`
 	SgIngress       *ebpf.Program `ebpf:"sg_ingress"`
 	SgLoopback      *ebpf.Program `ebpf:"sg_loopback"`
+	SgLoopbackOut   *ebpf.Program `ebpf:"sg_loopback_out"`
 	SgPostBind4     *ebpf.Program `ebpf:"sg_post_bind4"`
 	SgPostBind6     *ebpf.Program `ebpf:"sg_post_bind6"`
 	SgRecvmsg4      *ebpf.Program `ebpf:"sg_recvmsg4"`
@@ -468,6 +601,7 @@ func (p *nodePrograms) Close() error {
 		p.SgGuardSendmsg6,
 		p.SgIngress,
 		p.SgLoopback,
+		p.SgLoopbackOut,
 		p.SgPostBind4,
 		p.SgPostBind6,
 		p.SgRecvmsg4,

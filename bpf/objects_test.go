@@ -10,6 +10,9 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
+	"golang.org/x/sys/unix"
+
+	"sidegate/bpf/internal/verdicts"
 )
 
 func nodeSpec(t testing.TB) *ebpf.CollectionSpec { return parse(t, loadNode) }
@@ -50,7 +53,7 @@ func TestProgramsLoad(t *testing.T) {
 			t.Errorf("program %s is not loaded", name)
 		}
 	}
-	for i, name := range []string{nodeProgSgDevice, nodeProgSgLoopback} { // enum sg_device_prog
+	for i, name := range []string{nodeProgSgDevice, nodeProgSgLoopback, nodeProgSgLoopbackOut} { // enum sg_device_prog
 		p, err := f.node.Programs[name].Info()
 		if err != nil {
 			t.Fatal(err)
@@ -61,6 +64,46 @@ func TestProgramsLoad(t *testing.T) {
 			t.Errorf("look up device program %d: %v", i, err)
 		} else if got != uint32(want) {
 			t.Errorf("device program %d is program %d, want %s, which is %d", i, got, name, want)
+		}
+	}
+}
+
+// A map that LoadPod does not replace would be the pod's own, and empty.
+func TestPodProgramsUseTheNodesMaps(t *testing.T) {
+	f := loaded(t)
+	var shared []ebpf.MapID
+	for name, m := range f.node.Maps {
+		if strings.HasPrefix(name, ".") {
+			continue
+		}
+		info, err := m.Info()
+		if err != nil {
+			t.Fatal(err)
+		}
+		id, _ := info.ID()
+		shared = append(shared, id)
+	}
+	for name, p := range f.pod.Fields() {
+		info, err := (*p).Info()
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids, _ := info.MapIDs()
+		var own []string
+		for _, id := range ids {
+			if slices.Contains(shared, id) {
+				continue
+			}
+			m, err := ebpf.NewMapFromID(id)
+			if err != nil {
+				t.Fatal(err)
+			}
+			own = append(own, m.String())
+			m.Close()
+		}
+		// The slot's number is in .rodata.
+		if len(own) != 1 || !strings.Contains(own[0], ".rodata") {
+			t.Errorf("program %s has maps of its own: %q", name, own)
 		}
 	}
 }
@@ -90,7 +133,7 @@ func TestPodProgramsOfNoSlot(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer p.Close()
-	for name, prog := range map[string]*ebpf.Program{"device": p.Device, "loopback": p.Loopback, "host": p.Host} {
+	for name, prog := range map[string]*ebpf.Program{"device": p.Device, "loopback": p.Loopback, "loopback out": p.LoopbackOut, "host": p.Host} {
 		if got := runSkb(t, prog, arp(pod4)); got != devDrop {
 			t.Errorf("%s returns %d, want drop", name, got)
 		}
@@ -154,7 +197,7 @@ func TestMaps(t *testing.T) {
 func TestHooks(t *testing.T) {
 	spec := nodeSpec(t)
 	hooks := append(AllContainerHooks(), GuardHooks()...)
-	seen := []string{nodeProgSgDevice, nodeProgSgLoopback}
+	seen := []string{nodeProgSgDevice, nodeProgSgLoopback, nodeProgSgLoopbackOut}
 	for _, h := range hooks {
 		p, ok := spec.Programs[h.Program]
 		if !ok {
@@ -192,59 +235,48 @@ func TestHooks(t *testing.T) {
 	}
 }
 
-// Whom a role's rules bind has the hooks that enforce them.
+// Whom a policy binds has the hooks that enforce it, and nobody has more, since
+// each has its cost.
 func TestHooksOfRoles(t *testing.T) {
-	programs := func(role Role, pod Pod) []string {
-		var all []string
-		for _, h := range ContainerHooks(role, pod) {
-			if !slices.Contains(AllContainerHooks(), h) {
-				t.Errorf("hook %v is not in AllContainerHooks", h)
-			}
-			if slices.Contains(all, h.Program) {
-				t.Errorf("role %d has program %s twice", role, h.Program)
-			}
-			all = append(all, h.Program)
-		}
-		return all
-	}
-	full := Pod{Dns: 15053, Flags: PodSockName | PodNonTCP}
-	enforce := []string{
-		"sg_sock_create", "sg_connect4", "sg_connect6", "sg_sendmsg4", "sg_sendmsg6", "sg_bind4", "sg_bind6",
-		"sg_post_bind4", "sg_post_bind6", "sg_egress", "sg_ingress", "sg_sockops",
-	}
-	for _, role := range []Role{RoleApp, RoleDenied, RoleDead, unknownRole} {
-		for _, pod := range []Pod{{}, full} {
-			got := programs(role, pod)
-			for _, name := range enforce {
-				if !slices.Contains(got, name) {
-					t.Errorf("role %d has no %s", role, name)
+	bind := []string{"sg_bind4", "sg_bind6", "sg_post_bind4", "sg_post_bind6"}
+	judge := []string{"sg_connect4", "sg_connect6", "sg_sendmsg4", "sg_sendmsg6", "sg_egress", "sg_ingress"}
+	names := []string{"sg_getpeername4", "sg_getpeername6"}
+	dns := []string{"sg_recvmsg4", "sg_recvmsg6"}
+	sockName := []string{"sg_getsockname4", "sg_getsockname6"}
+	for _, c := range []struct {
+		name   string
+		roles  []Role
+		policy Policy
+		want   [][]string
+	}{
+		{"app", []Role{RoleApp, RoleDenied, RoleDead, unknownRole}, Policy{}, [][]string{{"sg_sockops"}, bind, judge, names}},
+		{"app, DNS", []Role{RoleApp, RoleDenied, RoleDead, unknownRole}, Policy{Dns: 15053}, [][]string{{"sg_sockops"}, bind, judge, names, dns}},
+		{"app, rules", []Role{RoleApp, RoleDenied}, Policy{Flags: PolicyRuled}, [][]string{{"sg_sockops"}, bind, judge, names}},
+		{"sidecar", []Role{RoleSidecar}, Policy{Dns: 15053}, [][]string{{"sg_sockops", "sg_getsockopt"}}},
+		{"sidecar, getsockname", []Role{RoleSidecar}, Policy{Flags: PolicySockName}, [][]string{{"sg_sockops", "sg_getsockopt"}, sockName}},
+		{"sidecar, rules", []Role{RoleSidecar}, Policy{Flags: PolicyRuled}, [][]string{{"sg_sockops", "sg_getsockopt"}, judge}},
+		{"sidecar, all", []Role{RoleSidecar}, Policy{Flags: PolicySockName | PolicyRuled, Dns: 15053}, [][]string{{"sg_sockops", "sg_getsockopt"}, sockName, judge}},
+		{"exempt", []Role{RoleExempt}, Policy{Dns: 15053, Flags: PolicySockName}, [][]string{bind}},
+		{"exempt, rules", []Role{RoleExempt}, Policy{Flags: PolicyRuled}, [][]string{bind, judge}},
+	} {
+		for _, role := range c.roles {
+			// What decides nothing of this.
+			for _, flags := range []uint32{0, PolicyNonTCP | PolicyAudit | PolicyNames | PolicyPrefixes | PolicyWorld} {
+				policy := c.policy
+				policy.Flags |= flags
+				var got []string
+				for _, h := range ContainerHooks(role, policy) {
+					if !slices.Contains(AllContainerHooks(), h) {
+						t.Errorf("%s: hook %v is not in AllContainerHooks", c.name, h)
+					}
+					got = append(got, h.Program)
 				}
-			}
-			for _, name := range []string{"sg_recvmsg4", "sg_recvmsg6"} {
-				if slices.Contains(got, name) != (pod.Dns != 0) {
-					t.Errorf("role %d, DNS port %d: %s is there: %v", role, pod.Dns, name, pod.Dns == 0)
+				want := append([]string{"sg_sock_create"}, slices.Concat(c.want...)...)
+				slices.Sort(got)
+				slices.Sort(want)
+				if !slices.Equal(got, want) {
+					t.Errorf("%s, role %d, flags %d: the programs are %q, want %q", c.name, role, policy.Flags, got, want)
 				}
-			}
-			if slices.Contains(got, "sg_getsockopt") {
-				t.Errorf("role %d has sg_getsockopt, which is the sidecar's", role)
-			}
-		}
-	}
-	for _, pod := range []Pod{{}, full} {
-		got := programs(RoleSidecar, pod)
-		for _, name := range []string{"sg_sock_create", "sg_sockops", "sg_getsockopt"} {
-			if !slices.Contains(got, name) {
-				t.Errorf("a sidecar has no %s", name)
-			}
-		}
-		for _, name := range []string{"sg_getsockname4", "sg_getsockname6"} {
-			if slices.Contains(got, name) != (pod.Flags&PodSockName != 0) {
-				t.Errorf("a sidecar, flags %d: %s is there: %v", pod.Flags, name, pod.Flags&PodSockName == 0)
-			}
-		}
-		for _, name := range []string{"sg_sock_create", "sg_bind4", "sg_bind6", "sg_post_bind4", "sg_post_bind6"} {
-			if !slices.Contains(programs(RoleExempt, pod), name) {
-				t.Errorf("an exempt container has no %s", name)
 			}
 		}
 	}
@@ -321,18 +353,27 @@ func TestLayouts(t *testing.T) {
 		"sg_container":      reflect.TypeFor[Container](),
 		"sg_container_info": reflect.TypeFor[ContainerInfo](),
 		"sg_counters":       reflect.TypeFor[Counters](),
+		"sg_executable":     reflect.TypeFor[Executable](),
 		"sg_listener_key":   reflect.TypeFor[ListenerKey](),
 		"sg_orig":           reflect.TypeFor[nodeSgOrig](),
 		"sg_pod":            reflect.TypeFor[Pod](),
 		"sg_pod_addr":       reflect.TypeFor[PodAddr](),
 		"sg_pod_info":       reflect.TypeFor[PodInfo](),
+		"sg_policy":         reflect.TypeFor[Policy](),
+		"sg_policy_info":    reflect.TypeFor[PolicyInfo](),
 		"sg_ports":          reflect.TypeFor[Ports](),
-		"sg_rule":           reflect.TypeFor[Rule](),
+		"sg_prefix_key":     reflect.TypeFor[PrefixKey](),
+		"sg_rule_info":      reflect.TypeFor[RuleInfo](),
+		"sg_rule_info_key":  reflect.TypeFor[RuleInfoKey](),
 		"sg_rule_key":       reflect.TypeFor[RuleKey](),
-		"sg_rule_port":      reflect.TypeFor[RulePort](),
+		"sg_seen":           reflect.TypeFor[Seen](),
+		"sg_seen_count":     reflect.TypeFor[SeenCount](),
 		"sg_slot":           reflect.TypeFor[Slot](),
 		"sg_sock":           reflect.TypeFor[nodeSgSock](),
+		"sg_subject_key":    reflect.TypeFor[SubjectKey](),
 		"sg_tuple":          reflect.TypeFor[nodeSgTuple](),
+		"sg_unix_key":       reflect.TypeFor[UnixKey](),
+		"sg_unix_rule":      reflect.TypeFor[UnixRule](),
 	}
 	node, pod := nodeSpec(t), podSpec(t)
 	for name, g := range types {
@@ -354,6 +395,15 @@ func TestLayouts(t *testing.T) {
 			}
 		}
 	}
+	socks := parse(t, loadSocks)
+	for name, g := range map[string]reflect.Type{"sg_sock_row": reflect.TypeFor[SockRow](), "sg_sock": reflect.TypeFor[nodeSgSock]()} {
+		var c *btf.Struct
+		if err := socks.Types.TypeByName(name, &c); err != nil {
+			t.Errorf("socks object: %v", err)
+			continue
+		}
+		wantLayout(t, "socks object: "+name, c, g)
+	}
 }
 
 func enumValues(t *testing.T, spec *ebpf.CollectionSpec, name string) map[string]uint64 {
@@ -371,27 +421,72 @@ func enumValues(t *testing.T, spec *ebpf.CollectionSpec, name string) map[string
 
 func TestEnums(t *testing.T) {
 	spec := nodeSpec(t)
+	roles := map[string]uint64{
+		"SG_ROLE_DEAD": uint64(RoleDead), "SG_ROLE_APP": uint64(RoleApp), "SG_ROLE_SIDECAR": uint64(RoleSidecar),
+		"SG_ROLE_EXEMPT": uint64(RoleExempt), "SG_ROLE_DENIED": uint64(RoleDenied),
+	}
+	if got := enumValues(t, spec, "sg_role"); !reflect.DeepEqual(got, roles) {
+		t.Errorf("enum sg_role is %v in C, %v in Go", got, roles)
+	}
+	// Those that no map holds, and numbers that are in no enum.
 	for name, want := range map[string]map[string]uint64{
-		"sg_role": {
-			"SG_ROLE_DEAD": uint64(RoleDead), "SG_ROLE_APP": uint64(RoleApp), "SG_ROLE_SIDECAR": uint64(RoleSidecar),
-			"SG_ROLE_EXEMPT": uint64(RoleExempt), "SG_ROLE_DENIED": uint64(RoleDenied),
+		"sg_dir": {"SG_DIR_EGRESS": dirEgress, "SG_DIR_INGRESS": dirIngress},
+		"sg_subject_id": {
+			"SG_SUBJECT_POD": subjectPod, "SG_SUBJECT_APP": subjectApp, "SG_SUBJECT_SIDECAR": subjectSidecar,
+			"SG_SUBJECT_INIT": subjectInit, "SG_SUBJECT_NONE": subjectNone, "SG_SUBJECT_ROLES": uint64(len(Policy{}.Subjects)),
+			"SG_PEER_WORLD": peerWorld, "SG_PEER_HOST": peerHost, "SG_CLASS_FIRST": classFirst,
 		},
-		"sg_proto": {"SG_PROTO_ANY": uint64(ProtoAny), "SG_PROTO_TCP": uint64(ProtoTCP), "SG_PROTO_UDP": uint64(ProtoUDP)},
-		"sg_dir":   {"SG_DIR_EGRESS": uint64(DirEgress), "SG_DIR_INGRESS": uint64(DirIngress), "SG_DIR_V4": uint64(nodeSgDirSG_DIR_V4)},
+		"sg_subject_flags": {
+			"SG_SUBJECT_RULED": uint64(SubjectRuled), "SG_SUBJECT_ICMP": uint64(SubjectICMP), "SG_SUBJECT_ICMPV6": uint64(SubjectICMPv6),
+			"SG_SUBJECT_SCTP": uint64(SubjectSCTP), "SG_SUBJECT_PROCESSES": uint64(SubjectProcesses), "SG_SUBJECT_UNIX": uint64(SubjectUnix),
+		},
+		"sg_policy_flags": {
+			"SG_POLICY_NON_TCP": uint64(PolicyNonTCP), "SG_POLICY_SOCKNAME": uint64(PolicySockName), "SG_POLICY_AUDIT": uint64(PolicyAudit),
+			"SG_POLICY_RULED": uint64(PolicyRuled), "SG_POLICY_NAMES": uint64(PolicyNames), "SG_POLICY_PREFIXES": uint64(PolicyPrefixes),
+			"SG_POLICY_WORLD": uint64(PolicyWorld), "SG_POLICY_FILES": uint64(PolicyFiles),
+		},
+		"sg_sock_flags": {
+			"SG_SOCK_REDIRECTED": uint64(SockRedirected), "SG_SOCK_DNS": uint64(SockDNS), "SG_SOCK_PASSIVE": uint64(SockPassive),
+			"SG_SOCK_ORIGDST": sockOrigdst, "SG_SOCK_SENT": sockSent, "SG_SOCK_CALLED": sockCalled,
+		},
+		"sg_device_prog": {
+			"SG_DEVICE_EGRESS": 0, "SG_DEVICE_LOOPBACK": 1, "SG_DEVICE_LOOPBACK_OUT": 2,
+			"SG_DEVICE_PROGS": uint64(spec.Maps[nodeMapDeviceProgs].MaxEntries),
+		},
+		"sg_limits": {
+			"SG_LIMIT_ABI": ABI, "SG_LIMIT_PENDING": MaxPending, "SG_LIMIT_RESERVED": uint64(MaxReserved),
+			"SG_LIMIT_LISTENER_SLOTS": ListenerSlots, "SG_LIMIT_NAME": uint64(NameLen),
+			"SG_LIMIT_PREFIX_BITS": prefixBits, "SG_LIMIT_RULE_BITS": ruleBits, "SG_LIMIT_RULE_PROTO_BITS": ruleProtoBits,
+		},
 	} {
-		got := enumValues(t, spec, name)
-		if !reflect.DeepEqual(got, want) {
+		got, err := verdicts.Enum(name)
+		if err != nil {
+			t.Error(err)
+		} else if !reflect.DeepEqual(got, want) {
 			t.Errorf("enum %s is %v in C, %v in Go", name, got, want)
 		}
 	}
 	if RoleDead != 0 {
 		t.Error("zeroed memory is not dead")
 	}
-	if pods, all := spec.Maps[nodeMapPods].MaxEntries, spec.Maps[nodeMapListeners].MaxEntries; all != pods*2*ListenerSlots {
-		t.Errorf("there are %d listeners of %d pods, which is not %d each way", all, pods, ListenerSlots)
+	max := func(name string) uint32 { return spec.Maps[name].MaxEntries }
+	pods := max(nodeMapPods)
+	if got := max(nodeMapListeners); got != pods*4*ListenerSlots {
+		t.Errorf("there are %d listeners of %d pods, which is not %d of each of four ports", got, pods, ListenerSlots)
 	}
-	if got := spec.Maps[nodeMapPodSlots].MaxEntries; got != spec.Maps[nodeMapPods].MaxEntries {
-		t.Errorf("there are %d slots, and %d pods", got, spec.Maps[nodeMapPods].MaxEntries)
+	if got := max(nodeMapPodSlots); got != pods {
+		t.Errorf("there are %d slots, and %d pods", got, pods)
+	}
+	// A revision is written before the one that it replaces goes.
+	if slots, got := max(nodeMapPolicySlots), max(nodeMapPolicies); got < 2*slots {
+		t.Errorf("there are %d policies at a time, and %d revisions", slots, got)
+	}
+	if got := spec.Maps[nodeMapPolicySlots].Flags; got&unix.BPF_F_MMAPABLE == 0 {
+		t.Errorf("user space cannot map the policies' slots: flags %#x", got)
+	}
+	// A name and a role are never one number, nor a class and a kind of peer.
+	if subjectName <= uint64(classFirst)+uint64(max(nodeMapPrefixes)) {
+		t.Error("a class may be a name")
 	}
 }
 

@@ -5,6 +5,7 @@ package bpf
 import (
 	"bytes"
 	"encoding/binary"
+	"fmt"
 	"net/netip"
 	"slices"
 	"testing"
@@ -79,6 +80,8 @@ var orphans = []struct {
 	{"TCP header cut off", v4{proto: 6}.frame(tcp(rstFlag, 80, 1234, 0)[:19]), nodeSgCounterSG_DROP_MALFORMED},
 	{"no TCP header", v4{proto: 6}.frame(nil), nodeSgCounterSG_DROP_MALFORMED},
 	{"UDP ports cut off", v4{proto: 17}.frame(make([]byte, 3)), nodeSgCounterSG_DROP_MALFORMED},
+	{"SCTP ports cut off", v4{proto: 132}.frame(make([]byte, 3)), nodeSgCounterSG_DROP_MALFORMED},
+	{"no ICMP type", v4{proto: 1}.frame(nil), nodeSgCounterSG_DROP_MALFORMED},
 	{"no ICMPv6 type", v6{next: 58}.frame(nil), nodeSgCounterSG_DROP_MALFORMED},
 	{"no TCP header in IPv6", v6{next: 6}.frame(nil), nodeSgCounterSG_DROP_MALFORMED},
 	{"extension header cut off", v6{next: 60}.frame(extension(6, 0)[:7]), nodeSgCounterSG_DROP_MALFORMED},
@@ -89,7 +92,7 @@ var orphans = []struct {
 
 func TestOrphans(t *testing.T) {
 	f := loaded(t)
-	f.manage(t, testCookie, Pod{Outbound: 15001, Inbound: 15006})
+	f.manage(t, testCookie, Policy{Outbound: 15001, Inbound: 15006})
 	f.ownAddresses(t)
 	for _, c := range orphans {
 		t.Run(c.name, func(t *testing.T) {
@@ -163,8 +166,8 @@ func TestKernelPackets(t *testing.T) {
 		{"ARP", arp(pod4), malformed, malformed},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			for flags, drop := range map[uint8]Counter{0: c.strict, PodNonTCP: c.nonTCP} {
-				f.manage(t, testCookie, Pod{Flags: flags})
+			for flags, drop := range map[uint32]Counter{0: c.strict, PolicyRuled: c.strict, PolicyNonTCP: c.nonTCP} {
+				f.manage(t, testCookie, Policy{Flags: flags})
 				want, counter := devPass, []Counter(nil)
 				if drop != 0 {
 					want, counter = devDrop, []Counter{drop}
@@ -182,7 +185,7 @@ func TestKernelPackets(t *testing.T) {
 // registered: nothing of it passes, whatever it looks like.
 func TestDeviceOfUnknownSocket(t *testing.T) {
 	f := loaded(t)
-	f.manage(t, testCookie, Pod{Outbound: 15001, Flags: PodNonTCP})
+	f.manage(t, testCookie, Policy{Outbound: 15001, Flags: PolicyNonTCP})
 	for _, c := range orphans {
 		if got := runSkb(t, f.pod.Device, c.frame); got != devDrop {
 			t.Errorf("%s: the verdict is %d, want drop", c.name, got)
@@ -193,11 +196,13 @@ func TestDeviceOfUnknownSocket(t *testing.T) {
 
 func TestDevicesOfUnknownPod(t *testing.T) {
 	f := loaded(t)
-	f.manage(t, testCookie+1, Pod{Outbound: 15001})
+	f.manage(t, testCookie+1, Policy{Outbound: 15001})
 	for _, slot := range []Slot{NewSlot(testCookie), {}} { // not managed any more; free
 		put(t, f.maps.PodSlots, uint32(testSlot), slot)
 		for _, c := range orphans {
-			for name, p := range map[string]*ebpf.Program{"device": f.pod.Device, "loopback": f.pod.Loopback, "host": f.pod.Host} {
+			for name, p := range map[string]*ebpf.Program{
+				"device": f.pod.Device, "loopback": f.pod.Loopback, "loopback out": f.pod.LoopbackOut, "host": f.pod.Host,
+			} {
 				if got := runSkb(t, p, c.frame); got != devPass {
 					t.Errorf("%s: %s says %d, want pass", c.name, name, got)
 				}
@@ -211,7 +216,7 @@ func TestDevicesOfUnknownPod(t *testing.T) {
 func TestDeviceWithoutItsProgram(t *testing.T) {
 	f := loaded(t)
 	put(t, f.maps.PodSlots, uint32(testSlot), NewSlot(testCookie))
-	for i, p := range []*ebpf.Program{f.pod.Device, f.pod.Loopback} {
+	for i, p := range []*ebpf.Program{f.pod.Device, f.pod.Loopback, f.pod.LoopbackOut} {
 		var id uint32
 		if err := f.maps.DeviceProgs.Lookup(uint32(i), &id); err != nil {
 			t.Fatal(err)
@@ -234,7 +239,7 @@ func TestDeviceWithoutItsProgram(t *testing.T) {
 
 func TestHostEnd(t *testing.T) {
 	f := loaded(t)
-	f.manage(t, testCookie, Pod{})
+	f.manage(t, testCookie, Policy{})
 	for _, c := range orphans {
 		// Its hash is 0, which is no token.
 		if got := runSkb(t, f.pod.Host, c.frame); got != devDrop {
@@ -255,10 +260,39 @@ func (f *fixture) ownAddresses(t testing.TB) {
 	}
 }
 
+// mark makes token what packets have that sg_loopback_out, or sg_device, has let
+// go. A frame of BPF_PROG_TEST_RUN has 0, which else is no token.
+func (f *fixture) mark(t testing.TB, token uint32) {
+	t.Helper()
+	put(t, f.maps.PodSlots, uint32(testSlot), Slot{NetnsCookie: testCookie, Token: token})
+}
+
+// What has no mark came round the program at the other end of lo.
+func TestLoopbackMark(t *testing.T) {
+	f := loaded(t)
+	f.manage(t, testCookie, Policy{})
+	f.ownAddresses(t)
+	for _, token := range []uint32{1, 1 << 31, 0xffffffff} {
+		f.mark(t, token)
+		for _, c := range orphans {
+			if got := runSkb(t, f.pod.Loopback, c.frame); got != devDrop {
+				t.Errorf("%s: the verdict is %d, want drop", c.name, got)
+			}
+			f.wantCounted(t, c.name, f.maps.PodCounters, testCookie, nodeSgCounterSG_DROP_BYPASS)
+			// A frame of BPF_PROG_TEST_RUN has a socket, and none of packets.
+			if got := runSkb(t, f.pod.LoopbackOut, c.frame); got != devPass {
+				t.Errorf("%s: on its way the verdict is %d, want pass", c.name, got)
+			}
+			f.wantCounted(t, c.name, f.maps.PodCounters, testCookie)
+		}
+	}
+}
+
 func TestLoopbackSources(t *testing.T) {
 	f := loaded(t)
-	f.manage(t, testCookie, Pod{})
+	f.manage(t, testCookie, Policy{})
 	f.ownAddresses(t)
+	f.mark(t, 0)
 	for _, c := range []struct {
 		src  string
 		want int32
@@ -329,76 +363,155 @@ func TestCgroupPacketsOfTheDead(t *testing.T) {
 			f.wantCounted(t, c.name, f.maps.Counters, 0, nodeSgCounterSG_DROP_UNREGISTERED)
 		}
 	}
-	put(t, f.maps.Pods, uint64(0), Pod{Flags: PodNonTCP}) // as if zeros were a pod
-	for name, p := range programs {
-		for _, c := range append(local, orphans...) {
-			if got := runSkb(t, p, c.frame); got != 0 {
-				t.Errorf("%s, %s: returns %d, want reject", c.name, name, got)
-			}
-			want := nodeSgCounterSG_DROP_UNREGISTERED
-			if _, ok := parsePacket(c.frame); !ok {
-				want = nodeSgCounterSG_DROP_MALFORMED
-			}
-			f.wantCounted(t, c.name, f.maps.Counters, 0, want)
+	// As if zeros were a pod, under whatever policy.
+	for _, flags := range []uint32{PolicyNonTCP, PolicyNonTCP | PolicyRuled} {
+		f.manage(t, 0, Policy{Flags: flags})
+		for name, p := range programs {
+			t.Run(fmt.Sprintf("%s, flags %d", name, flags), func(t *testing.T) {
+				for _, c := range append(local, orphans...) {
+					if got := runSkb(t, p, c.frame); got != 0 {
+						t.Fatalf("%s: returns %d, want reject", c.name, got)
+					}
+					want := nodeSgCounterSG_DROP_UNREGISTERED
+					if _, ok := parsePacket(c.frame); !ok {
+						want = nodeSgCounterSG_DROP_MALFORMED
+					}
+					f.wantCounted(t, c.name, f.maps.Counters, 0, want)
+				}
+			})
 		}
 	}
 }
 
-type testRule struct {
-	dir    Dir
-	prefix string
-	rule   Rule
-}
-
-func ruleOf(proto Proto, lo, hi uint16) Rule {
-	return Rule{N: 1, P: [MaxRulePorts]RulePort{{Lo: lo, Hi: hi, Proto: proto}}}
-}
-
-var testRules = []testRule{
-	{DirEgress, "10.0.0.0/8", ruleOf(ProtoTCP, 443, 443)},
-	{DirEgress, "10.1.0.0/16", ruleOf(ProtoUDP, 0, 65535)},
-	{DirEgress, "10.1.2.3/32", ruleOf(ProtoAny, 53, 53)},
-	{DirEgress, "::/0", ruleOf(ProtoTCP, 80, 80)},
-	{DirEgress, "2001:db8:1::/48", ruleOf(ProtoTCP, 443, 443)},
-	{DirIngress, "198.51.100.0/24", ruleOf(ProtoTCP, 22, 22)},
-	{DirIngress, "2001:db8:2::/48", ruleOf(ProtoAny, 1, 65535)},
-	{DirEgress, "192.0.2.2/32", ruleOf(ProtoAny, 0, 65535)}, // the pod's own: never asked for
-}
-
-func (f *fixture) putRules(t testing.TB) {
-	t.Helper()
-	for _, r := range testRules {
-		prefix := netip.MustParsePrefix(r.prefix)
-		put(t, f.maps.Rules, NewRuleKey(testCookie, r.dir, prefix), r.rule)
-		// Another pod may do all.
-		put(t, f.maps.Rules, NewRuleKey(testCookie+1, r.dir, prefix), ruleOf(ProtoAny, 0, 65535))
-	}
-	for _, dir := range []Dir{DirEgress, DirIngress} {
-		for _, all := range []string{"0.0.0.0/0", "::/0"} {
-			put(t, f.maps.Rules, NewRuleKey(testCookie+1, dir, netip.MustParsePrefix(all)), ruleOf(ProtoAny, 0, 65535))
+// Under mode audit everything passes that would have been dropped, and is
+// counted as such alone.
+func TestAuditOnDevices(t *testing.T) {
+	f := loaded(t)
+	f.manage(t, testCookie, Policy{Outbound: 15001, Flags: PolicyAudit})
+	f.ownAddresses(t)
+	f.mark(t, 1)
+	audited := nodeSgCounterSG_COUNT_AUDIT
+	for _, c := range orphans {
+		got, err := f.judge.Orphan(c.frame)
+		if err != nil || got != devPass {
+			t.Errorf("%s: without a socket the verdict is %d (%v), want pass", c.name, got, err)
 		}
-	}
-}
-
-// ruleHit is the longest prefix's answer. An IPv4 address that is written as
-// IPv6 is an IPv4 address.
-func ruleHit(dir Dir, a netip.Addr, proto byte, port uint16, fragment bool) bool {
-	best, hit := -1, false
-	for _, r := range testRules {
-		prefix := netip.MustParsePrefix(r.prefix)
-		if r.dir != dir || !prefix.Contains(a.Unmap()) || prefix.Bits() <= best {
-			continue
-		}
-		p := r.rule.P[0]
-		best = prefix.Bits()
-		hit = (proto == 6 || proto == 17) && (p.Proto == ProtoAny || byte(p.Proto) == proto)
-		if fragment {
-			hit = hit && p.Lo <= 1 && p.Hi == 65535
+		if c.drop == 0 {
+			f.wantCounted(t, c.name, f.maps.PodCounters, testCookie)
 		} else {
-			hit = hit && p.Lo <= port && port <= p.Hi
+			f.wantCounted(t, c.name, f.maps.PodCounters, testCookie, audited)
+		}
+		for name, p := range map[string]*ebpf.Program{"device": f.pod.Device, "loopback": f.pod.Loopback, "host": f.pod.Host} {
+			if got := runSkb(t, p, c.frame); got != devPass {
+				t.Errorf("%s: %s says %d, want pass", c.name, name, got)
+			}
+			f.wantCounted(t, c.name+", "+name, f.maps.PodCounters, testCookie, audited)
 		}
 	}
-	return hit
+	if got, err := f.judge.Kernel(v4{proto: 1}.frame(make([]byte, 8))); err != nil || got != devPass {
+		t.Errorf("of the kernel the verdict is %d (%v), want pass", got, err)
+	}
+	f.wantCounted(t, "kernel", f.maps.PodCounters, testCookie, audited)
+}
+
+// The classes of the tests' policies.
+const (
+	classTen = classFirst + iota
+	classTenOne
+	classTenHost
+	classAll6
+	classLong6
+	classCaller4
+	classCaller6
+	classOwn
+	classEverybody
+)
+
+var testClasses = []classOf{
+	{"10.0.0.0/8", classTen},
+	{"10.1.0.0/16", classTenOne},
+	{"10.1.2.3/32", classTenHost},
+	{"::/0", classAll6},
+	{"2001:db8:1::/48", classLong6},
+	{"198.51.100.0/24", classCaller4},
+	{"2001:db8:2::/48", classCaller6},
+	{"192.0.2.2/32", classOwn}, // the pod's own: never asked for
+}
+
+// allPorts is about all ports, or ICMP types, of a protocol; onePort about one.
+func allPorts(dir uint8, peer uint32, proto uint8) entry {
+	return entry{dir: dir, peer: peer, proto: proto, number: 1}
+}
+
+func onePort(dir uint8, peer uint32, proto uint8, port uint16) entry {
+	return entry{dir: dir, peer: peer, proto: proto, port: port, bits: 16, number: 2}
+}
+
+var testEntries = []entry{
+	onePort(dirEgress, classTen, 6, 443),
+	allPorts(dirEgress, classTenOne, 17),
+	onePort(dirEgress, classTenHost, 6, 53),
+	onePort(dirEgress, classTenHost, 17, 53),
+	onePort(dirEgress, classAll6, 6, 80),
+	onePort(dirEgress, classLong6, 6, 443),
+	onePort(dirIngress, classCaller4, 6, 22),
+	allPorts(dirIngress, classCaller6, 6),
+	allPorts(dirIngress, classCaller6, 17),
+	allPorts(dirEgress, classOwn, 6),
+	allPorts(dirEgress, classOwn, 17),
+}
+
+// testName is a container's name, as programs know it.
+const testName = subjectName | 77
+
+// testTables are a policy in which the rules above are of this subject: of the
+// pod, and so exclusions, or of the containers that have its role or name.
+func testTables(subject uint32, flags uint32) *tables {
+	t := &tables{policy: Policy{Outbound: 15001, Inbound: 15006, Flags: flags | PolicyPrefixes}, classes: testClasses}
+	switch subject {
+	case subjectPod:
+	case testName:
+		t.policy.Flags |= PolicyRuled | PolicyNames
+		t.subjects = map[uint32]uint16{testName: SubjectRuled}
+	default:
+		t.policy.Flags |= PolicyRuled
+		t.policy.Subjects[subject] = SubjectRuled
+	}
+	for _, e := range testEntries {
+		e.subject = subject
+		t.entries = append(t.entries, e)
+	}
+	return t
+}
+
+// forget deletes what is in the tables.
+func (f *fixture) forget(t testing.TB) {
+	t.Helper()
+	empty[RuleKey, uint32](t, f.maps.Rules)
+	empty[PrefixKey, uint32](t, f.maps.Prefixes)
+	empty[SubjectKey, uint32](t, f.maps.Subjects)
+	empty[Addr, uint8](t, f.maps.HostAddrs)
+}
+
+// govern puts testCookie under a policy, and forgets any other. Another pod's lets everybody do all.
+func (f *fixture) govern(t testing.TB, tab *tables) {
+	t.Helper()
+	f.forget(t)
+	tab.policy.Revision = testRevision(testCookie)
+	f.manage(t, testCookie, tab.policy)
+	tab.put(t, f)
+	other := &tables{policy: Policy{Revision: testRevision(testCookie + 1), Flags: PolicyPrefixes | PolicyRuled | PolicyNames}}
+	for _, c := range append(testClasses, classOf{"0.0.0.0/0", 0}, classOf{"::/0", 0}) {
+		other.classes = append(other.classes, classOf{c.prefix, classEverybody})
+	}
+	for _, subject := range []uint32{subjectPod, subjectApp, subjectSidecar, testName} {
+		for _, dir := range []uint8{dirEgress, dirIngress} {
+			for _, peer := range []uint32{classEverybody, subjectApp, subjectSidecar, testName} {
+				other.entries = append(other.entries, entry{subject: subject, dir: dir, peer: peer, anyProto: true, number: 9})
+			}
+		}
+	}
+	other.put(t, f)
 }
 
 func isLocal(a netip.Addr) bool {
@@ -406,42 +519,117 @@ func isLocal(a netip.Addr) bool {
 	return a.IsLoopback() || a.IsUnspecified() || a == netip.MustParseAddr(pod4) || a == netip.MustParseAddr(pod6)
 }
 
-// wantSeen is what the programs must make of a frame.
-func wantSeen(frame []byte) (s verdicts.Seen) {
-	p, ok := parsePacket(frame)
-	if !ok {
-		s.Malformed = 1
-		return s
-	}
-	s.Packet.Saddr.B, s.Packet.Daddr.B = p.src.As16(), p.dst.As16()
-	s.Packet.Sport, s.Packet.Dport, s.Packet.Proto = p.sport, p.dport, p.proto
-	s.Packet.Fragment, s.Packet.TcpFlags, s.Packet.TcpPayload = bit(p.fragment), p.flags, bit(p.payload)
-	s.Packet.IcmpType = p.icmp6
-	local := isLocal(p.dst)
-	s.Out.Proto, s.Out.Fragment, s.Out.Port, s.Out.Local = p.proto, bit(p.fragment), p.dport, bit(local)
-	s.Out.EgressRule = bit(!local && ruleHit(DirEgress, p.dst, p.proto, p.dport, p.fragment))
-	calls := p.proto == unix.IPPROTO_TCP && p.flags&(synFlag|ackFlag) == synFlag
-	s.Out.IngressRule = bit(!local && !calls && ruleHit(DirIngress, p.dst, p.proto, p.sport, p.fragment))
-	s.In.Proto, s.In.Fragment, s.In.Port = p.proto, bit(p.fragment), p.sport
-	s.In.EgressRule = bit(ruleHit(DirEgress, p.src, p.proto, p.sport, p.fragment))
-	s.In.IngressRule = bit(ruleHit(DirIngress, p.src, p.proto, p.dport, p.fragment))
-	return s
+// calls is true of what opens a TCP connection.
+func calls(p packet) bool {
+	return p.proto == unix.IPPROTO_TCP && p.flags&(synFlag|ackFlag) == synFlag
 }
 
+// flow is what rules say of a packet to or from outside; an opening one answers
+// nothing.
+func (t *tables) flow(end verdicts.End, p packet, dir uint8, opening bool) (f verdicts.Flow) {
+	o := verdicts.Outside{Dir: dir, Proto: p.proto, Fragment: bit(p.fragment), Opening: bit(opening), Port: p.dport, Reply: p.sport}
+	other := p.dst
+	if dir == dirIngress {
+		other = p.src
+	}
+	if icmp(uint32(p.proto)) {
+		o.Port = uint16(p.icmp)
+	}
+	o.Peer = t.peers(other)
+	f.Excluded = bit(t.permits(nil, o))
+	if end.Flags&uint32(SubjectRuled) != 0 {
+		f.Permitted = bit(t.permits(&end, o))
+	}
+	return f
+}
+
+// wantView is what the programs must make of a frame that c sends, with a socket
+// of these flags, or gets, with one that has sent nothing. Whose packet it is
+// that comes from inside the pod is not in tables: known says what sg_arrives
+// makes of it.
+func (t *tables) wantView(c Container, frame []byte, lo bool, flags uint32, known verdicts.Inside) (v verdicts.View) {
+	p, ok := parsePacket(frame)
+	if !ok {
+		v.Malformed = 1
+		return v
+	}
+	v.Packet.Saddr.B, v.Packet.Daddr.B = p.src.As16(), p.dst.As16()
+	v.Packet.Sport, v.Packet.Dport, v.Packet.Proto = p.sport, p.dport, p.proto
+	v.Packet.Fragment, v.Packet.TcpFlags, v.Packet.TcpPayload = bit(p.fragment), p.flags, bit(p.payload)
+	v.Packet.IcmpType = p.icmp
+	end := t.end(c)
+	ruled := end.Flags&uint32(SubjectRuled) != 0
+	carried := p.proto == unix.IPPROTO_TCP || p.proto == unix.IPPROTO_UDP || icmp(uint32(p.proto))
+
+	// A datagram answers one that the socket got.
+	unasked := p.proto == unix.IPPROTO_UDP && flags&sockCalled == 0
+	switch own := isLocal(p.dst); {
+	case !own:
+		v.Out = t.flow(end, p, dirEgress, calls(p) || unasked)
+	case lo:
+		v.Out.Local = 1
+		if ruled && !carried {
+			v.Out.Inside = uint8(verdicts.InsideEgress) // nobody can tell to whom
+		}
+	}
+	v.Out.Proto, v.Out.Fragment, v.Out.Port, v.Out.LoopbackDevice, v.Out.Ruled = p.proto, bit(p.fragment), p.dport, bit(lo), bit(ruled)
+
+	rules := t.policy.Flags&PolicyRuled != 0
+	switch inside := lo || rules && isLocal(p.src); {
+	case !inside:
+		v.In = t.flow(end, p, dirIngress, calls(p) || rules && p.proto == unix.IPPROTO_UDP)
+	case rules && !carried && ruled:
+		v.In.Local, v.In.Inside = 1, uint8(verdicts.InsideIngress)
+	case rules && asksForSender(p):
+		v.In.Local, v.In.Inside = 1, uint8(known)
+	default:
+		v.In.Local = 1
+	}
+	v.In.Proto, v.In.Fragment, v.In.Port, v.In.LoopbackDevice, v.In.Ruled = p.proto, bit(p.fragment), p.sport, bit(lo), bit(ruled)
+	return v
+}
+
+// asksForSender is true of what is judged by its sender if it is from inside
+// the pod: what opens a connection, and each datagram.
+func asksForSender(p packet) bool { return calls(p) || p.proto == unix.IPPROTO_UDP }
+
+// segment is a packet without a payload, or a fragment of one.
+func segment(src, dst string, proto byte, payload []byte, fragment bool) []byte {
+	switch {
+	case netip.MustParseAddr(dst).Is4():
+		return v4{src: src, dst: dst, proto: proto, fragment: uint16(bit(fragment))}.frame(payload)
+	case fragment:
+		return v6{src: src, dst: dst, next: 44}.frame(chain(fragment6(proto, 1, false), payload))
+	}
+	return v6{src: src, dst: dst, next: proto}.frame(payload)
+}
+
+// view judges a frame in the kernel, and in the model unless its answer depends
+// on who sends it.
+func (f *fixture) view(t testing.TB, tab *tables, c Container, frame []byte, lo bool, flags uint32) verdicts.View {
+	t.Helper()
+	got, err := f.judge.Packet(frame, c.CgroupId, lo, flags)
+	if err != nil {
+		t.Fatalf("%v on %x", err, frame)
+	}
+	if want := tab.wantView(c, frame, lo, flags, verdicts.Inside(got.In.Inside)); !sameView(got, want) {
+		t.Errorf("of container %+v the packet is\n%+v, want\n%+v, of %x", c, got, want, frame)
+	}
+	return got
+}
+
+// sameView compares all but who sends, which a model does not know.
+func sameView(a, b verdicts.View) bool {
+	a.Peer, b.Peer = 0, 0
+	return a == b
+}
+
+// What exclusions let round the sidecar, rules of a container let it do, by its
+// role and by its name: of packets out, and of their answers.
 func TestFlows(t *testing.T) {
 	f := loaded(t)
 	f.ownAddresses(t)
-	f.putRules(t)
-	frame := func(src, dst string, proto byte, payload []byte, fragment bool) []byte {
-		switch {
-		case netip.MustParseAddr(dst).Is4():
-			return v4{src: src, dst: dst, proto: proto, fragment: uint16(bit(fragment))}.frame(payload)
-		case fragment:
-			return v6{src: src, dst: dst, next: 44}.frame(chain(fragment6(proto, 1, false), payload))
-		}
-		return v6{src: src, dst: dst, next: proto}.frame(payload)
-	}
-	for _, c := range []struct {
+	cases := []struct {
 		name            string
 		dst             string
 		udp, fragment   bool
@@ -455,6 +643,7 @@ func TestFlows(t *testing.T) {
 		{"the longer prefix decides", "10.1.9.9", false, false, 1234, 443, false, false},
 		{"the longer prefix", "10.1.9.9", true, false, 1234, 4433, true, false},
 		{"fragment, all ports", "10.1.9.9", true, true, 0, 0, true, false},
+		{"fragment of TCP, one port", "10.9.9.9", false, true, 0, 0, false, false},
 		{"the longest prefix decides", "10.1.2.3", true, false, 1234, 4433, false, false},
 		{"the longest prefix", "10.1.2.3", true, false, 1234, 53, true, false},
 		{"fragment, one port", "10.1.2.3", true, true, 0, 0, false, false},
@@ -469,56 +658,250 @@ func TestFlows(t *testing.T) {
 		{"answer over IPv6", "2001:db8:2::1", true, false, 22, 1234, false, true},
 		{"fragment of it", "2001:db8:2::1", true, true, 0, 0, false, true},
 		{"no rule", outside4, false, false, 1234, 443, false, false},
+	}
+	for subject, c := range map[uint32]Container{
+		subjectPod:     {Role: RoleApp, Subject: subjectApp},
+		subjectApp:     {Role: RoleApp, Subject: subjectApp, Name: subjectName | 5},
+		subjectSidecar: {Role: RoleSidecar, Subject: subjectSidecar},
+		testName:       {Role: RoleExempt, Subject: subjectNone, Name: testName},
+	} {
+		self := f.register(t, c)
+		tab := testTables(subject, 0)
+		f.govern(t, tab)
+		ruled := subject != subjectPod
+		for _, c := range cases {
+			t.Run(fmt.Sprintf("subject %d/%s", subject, c.name), func(t *testing.T) {
+				proto, payload, back := byte(6), tcp(ackFlag, c.sport, c.dport, 0), tcp(ackFlag, c.dport, c.sport, 0)
+				if c.udp {
+					proto, payload, back = 17, udp(c.sport, c.dport), udp(c.dport, c.sport)
+				}
+				own := pod4
+				if !netip.MustParseAddr(c.dst).Is4() {
+					own = pod6
+				}
+				// Rules are a container's, exclusions the pod's.
+				says := func(f verdicts.Flow) (let, other bool) {
+					if ruled {
+						return f.Permitted != 0, f.Excluded != 0
+					}
+					return f.Excluded != 0, f.Permitted != 0
+				}
+				// Of a socket that has got a datagram, and of one that has none to answer.
+				for _, flags := range []uint32{sockCalled, ^uint32(sockCalled)} {
+					out := f.view(t, tab, self, segment(own, c.dst, proto, payload, c.fragment), false, flags)
+					want := c.egress || c.ingress && (!c.udp || flags&sockCalled != 0)
+					if let, other := says(out.Out); let != want || other || out.Malformed != 0 || out.Nobody != 0 || out.Out.Local != 0 || out.Out.Ruled != bit(ruled) {
+						t.Errorf("out, socket's flags %#x: %+v, want %v", flags, out, want)
+					}
+				}
+				in := f.view(t, tab, self, segment(c.dst, own, proto, back, c.fragment), false, 0)
+				// The socket has sent no datagram, so a rule of its own has nothing to answer.
+				want := c.ingress || c.egress && !(ruled && c.udp)
+				if let, other := says(in.In); let != want || other || in.Malformed != 0 || in.In.Local != 0 {
+					t.Errorf("in: %+v, want %v", in, want)
+				}
+				if in.Out.Local != 0 || in.Out.Excluded != 0 || in.Out.Permitted != 0 {
+					t.Errorf("a packet to the pod itself is %+v on a device, want one that nothing lets through", in.Out)
+				}
+				if on := f.view(t, tab, self, segment(c.dst, own, proto, back, c.fragment), true, 0); on.Out.Local != 1 || on.In.Local != 1 || on.Out.Excluded != 0 || on.In.Permitted != 0 {
+					t.Errorf("on lo the packet is %+v, want a local one without rules", on)
+				}
+			})
+		}
+		// Who may call in on a port is answered from it, and not called; and the
+		// other way round.
+		for flags, want := range map[byte]uint8{synFlag: 0, synFlag | ackFlag: 1, ackFlag: 1, rstFlag: 1} {
+			out := f.view(t, tab, self, v4{src: pod4, dst: "198.51.100.7", proto: 6}.frame(tcp(flags, 22, 1234, 0)), false, 0)
+			in := f.view(t, tab, self, v4{src: "10.9.9.9", dst: pod4, proto: 6}.frame(tcp(flags, 443, 1234, 0)), false, 0)
+			if out.Out.Excluded|out.Out.Permitted != want || in.In.Excluded|in.In.Permitted != want {
+				t.Errorf("subject %d, flags %#x: out %+v, in %+v, want %d", subject, flags, out.Out, in.In, want)
+			}
+		}
+		for _, c := range orphans {
+			f.view(t, tab, self, c.frame, false, 0)
+			f.view(t, tab, self, c.frame, true, sockCalled)
+		}
+	}
+}
+
+// ICMP is by its type, and an echo reply by what it answers.
+func TestICMPFlows(t *testing.T) {
+	f := loaded(t)
+	f.ownAddresses(t)
+	self := f.register(t, Container{Role: RoleApp, Subject: subjectApp})
+	tab := testTables(subjectApp, 0)
+	tab.entries = []entry{
+		onePort(dirEgress, classTen, 1, 8),
+		onePort(dirIngress, classCaller4, 1, 8),
+		allPorts(dirEgress, classTenOne, 1),
+		onePort(dirEgress, classLong6, 58, 128),
+		onePort(dirIngress, classCaller6, 58, 128),
+		allPorts(dirEgress, classTenHost, 58), // of IPv6, to an IPv4 address
+		onePort(dirEgress, classAll6, 1, 128), // of IPv4, to an IPv6 address
+	}
+	for i := range tab.entries {
+		tab.entries[i].subject = subjectApp
+	}
+	f.govern(t, tab)
+	for _, c := range []struct {
+		name     string
+		other    string
+		kind     byte
+		fragment bool
+		out, in  bool
+	}{
+		{"echo", "10.9.9.9", 8, false, true, false},
+		{"reply", "10.9.9.9", 0, false, false, true},
+		{"unreachable", "10.9.9.9", 3, false, false, false},
+		{"type 129, which is ICMPv6's reply", "10.9.9.9", 129, false, false, false},
+		{"called: echo", "198.51.100.7", 8, false, false, true},
+		{"called: reply", "198.51.100.7", 0, false, true, false},
+		{"all types: echo", "10.1.9.9", 8, false, true, false},
+		{"all types: reply", "10.1.9.9", 0, false, true, true},
+		{"all types: unreachable", "10.1.9.9", 3, false, true, false},
+		{"all types: fragment", "10.1.9.9", 8, true, true, true},
+		{"one type: fragment", "10.9.9.9", 8, true, false, false},
+		{"ICMPv6 to IPv4", "10.1.2.3", 8, false, false, false},
+		{"IPv6: echo", "2001:db8:1::1", 128, false, true, false},
+		{"IPv6: reply", "2001:db8:1::1", 129, false, false, true},
+		{"IPv6: unreachable", "2001:db8:1::1", 1, false, false, false},
+		{"IPv6: type 8", "2001:db8:1::1", 8, false, false, false},
+		{"IPv6: type 0", "2001:db8:1::1", 0, false, false, false},
+		{"IPv6, called: echo", "2001:db8:2::1", 128, false, false, true},
+		{"IPv6, called: reply", "2001:db8:2::1", 129, false, true, false},
+		{"ICMP to IPv6", outside6, 128, false, false, false},
+	} {
+		proto, own := byte(1), pod4
+		if !netip.MustParseAddr(c.other).Is4() {
+			proto, own = 58, pod6
+		}
+		out := f.view(t, tab, self, segment(own, c.other, proto, icmp6(c.kind), c.fragment), false, 0)
+		in := f.view(t, tab, self, segment(c.other, own, proto, icmp6(c.kind), c.fragment), false, 0)
+		if out.Out.Permitted != bit(c.out) || in.In.Permitted != bit(c.in) {
+			t.Errorf("%s: out %+v, in %+v, want %v and %v", c.name, out.Out, in.In, c.out, c.in)
+		}
+	}
+}
+
+// A container is its role and its name to the rules, and an address outside its
+// class and world or host. Any of them will do.
+func TestSubjectsAndPeers(t *testing.T) {
+	f := loaded(t)
+	f.ownAddresses(t)
+	node4, node6 := netip.MustParseAddr("198.51.100.7"), netip.MustParseAddr(outside6)
+	base := func() *tables {
+		tab := testTables(subjectApp, PolicyNames|PolicyWorld)
+		tab.subjects = map[uint32]uint16{testName: SubjectRuled}
+		tab.hosts = []netip.Addr{node4, node6}
+		tab.entries = []entry{
+			{subject: subjectApp, peer: peerWorld, dir: dirEgress, proto: 6, port: 80, bits: 16, number: 1},
+			{subject: subjectApp, peer: peerHost, dir: dirEgress, proto: 6, port: 81, bits: 16, number: 2},
+			{subject: subjectApp, peer: classTen, dir: dirEgress, proto: 6, port: 82, bits: 16, number: 3},
+			{subject: testName, peer: peerWorld, dir: dirEgress, proto: 6, port: 90, bits: 16, number: 4},
+			{subject: testName, peer: classTen, dir: dirEgress, proto: 6, port: 92, bits: 16, number: 5},
+			{subject: subjectPod, peer: peerWorld, dir: dirEgress, proto: 6, port: 99, bits: 16, number: 6},
+		}
+		return tab
+	}
+	app, named, other := Container{Subject: subjectApp}, Container{Subject: subjectApp, Name: testName}, Container{Subject: subjectApp, Name: testName + 1}
+	nameAlone, free := Container{Subject: subjectNone, Name: testName}, Container{Subject: subjectSidecar}
+	const in10 = "10.9.9.9"
+	for _, c := range []struct {
+		name      string
+		container Container
+		dst       string
+		ports     []uint16 // that a rule lets it reach, of 80 to 82, 90 to 92 and 99
+		excluded  []uint16
+	}{
+		{"world", app, outside4, []uint16{80}, []uint16{99}},
+		{"world, IPv6", app, "2001:db8::3", []uint16{80}, []uint16{99}},
+		{"host", app, node4.String(), []uint16{81}, nil},
+		{"host, IPv6", app, outside6, []uint16{81}, nil},
+		{"host, IPv4 in IPv6", app, "::ffff:198.51.100.7", []uint16{81}, nil},
+		{"class and world", app, in10, []uint16{80, 82}, []uint16{99}},
+		{"role and name", named, outside4, []uint16{80, 90}, []uint16{99}},
+		{"role and name, class and world", named, in10, []uint16{80, 82, 90, 92}, []uint16{99}},
+		{"another name", other, in10, []uint16{80, 82}, []uint16{99}},
+		{"a name alone", nameAlone, in10, []uint16{90, 92}, []uint16{99}},
+		{"no rules", free, in10, nil, []uint16{99}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			proto, payload, back := byte(6), tcp(ackFlag, c.sport, c.dport, 0), tcp(ackFlag, c.dport, c.sport, 0)
-			if c.udp {
-				proto, payload, back = 17, udp(c.sport, c.dport), udp(c.dport, c.sport)
+			self := f.register(t, c.container)
+			tab := base()
+			f.govern(t, tab)
+			ask := func() (permitted, excluded []uint16) {
+				own := pod4
+				if !netip.MustParseAddr(c.dst).Is4() {
+					own = pod6
+				}
+				for _, port := range []uint16{80, 81, 82, 90, 91, 92, 99} {
+					v := f.view(t, tab, self, segment(own, c.dst, 6, tcp(synFlag, 1234, port, 0), false), false, 0)
+					if v.Out.Permitted != 0 {
+						permitted = append(permitted, port)
+					}
+					if v.Out.Excluded != 0 {
+						excluded = append(excluded, port)
+					}
+				}
+				return permitted, excluded
 			}
-			own := pod4
-			if !netip.MustParseAddr(c.dst).Is4() {
-				own = pod6
+			if permitted, excluded := ask(); !slices.Equal(permitted, c.ports) || !slices.Equal(excluded, c.excluded) {
+				t.Errorf("ports %v are permitted and %v excluded, want %v and %v", permitted, excluded, c.ports, c.excluded)
 			}
-			out, err := f.judge.Packet(frame(own, c.dst, proto, payload, c.fragment))
-			if err != nil {
-				t.Fatal(err)
-			}
-			if out.Malformed != 0 || out.Out.EgressRule != bit(c.egress) || out.Out.IngressRule != bit(c.ingress) || out.Out.Local != 0 {
-				t.Errorf("out: %+v, want egress %v, ingress %v", out, c.egress, c.ingress)
-			}
-			f6 := frame(c.dst, own, proto, back, c.fragment)
-			if netip.MustParseAddr(own).Is4() != netip.MustParseAddr(c.dst).Is4() {
-				t.Fatal("mixed families")
-			}
-			in, err := f.judge.Packet(f6)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if in.Malformed != 0 || in.In.EgressRule != bit(c.egress) || in.In.IngressRule != bit(c.ingress) {
-				t.Errorf("in: %+v, want egress %v, ingress %v", in, c.egress, c.ingress)
-			}
-			if in.Out.Local != 1 || in.Out.EgressRule != 0 || in.Out.IngressRule != 0 {
-				t.Errorf("a packet to the pod itself is %+v, want a local one without rules", in.Out)
+			// What a policy does not say that it has is not looked for.
+			for _, flag := range []uint32{PolicyNames, PolicyPrefixes, PolicyWorld} {
+				tab = base()
+				tab.policy.Flags &^= flag
+				f.govern(t, tab)
+				ask()
 			}
 		})
 	}
-	// Who may call in on a port is answered from it, and not called.
-	for flags, want := range map[byte]uint8{synFlag: 0, synFlag | ackFlag: 1, ackFlag: 1, rstFlag: 1} {
-		got, err := f.judge.Packet(v4{src: pod4, dst: "198.51.100.7", proto: 6}.frame(tcp(flags, 22, 1234, 0)))
-		if err != nil {
+}
+
+// mode audit, and being ruled, are read with each packet: another revision
+// holds from the moment that its slot has it.
+func TestRevisionsOfSlot(t *testing.T) {
+	f := loaded(t)
+	f.ownAddresses(t)
+	first, second := testTables(subjectApp, 0), testTables(subjectPod, 0)
+	f.govern(t, first)
+	second.policy.Revision = 4_000_000_000
+	second.put(t, f)
+	self := f.register(t, Container{Role: RoleApp, Subject: subjectApp})
+	frame := v4{src: pod4, dst: "10.9.9.9", proto: 6}.frame(tcp(synFlag, 1234, 443, 0))
+	slots, err := f.maps.PolicySlots.Memory()
+	if err != nil {
+		t.Fatalf("map the slots: %v", err)
+	}
+	at := int64(policySlot(testCookie)) * 8 // of each element of an array map
+	for _, tab := range []*tables{first, second, first} {
+		// As user space does it: one aligned word.
+		if _, err := slots.WriteAt(binary.NativeEndian.AppendUint32(nil, tab.policy.Revision), at); err != nil {
 			t.Fatal(err)
 		}
-		if got.Out.IngressRule != want {
-			t.Errorf("flags %#x: %+v, want ingress %d", flags, got.Out, want)
+		ask := verdicts.Ask{NetnsCookie: testCookie}
+		if err := f.judge.Ask("policy", &ask); err != nil || uint32(ask.Answer) != tab.policy.Revision {
+			t.Errorf("the pod's revision is %d (%v), want %d", uint32(ask.Answer), err, tab.policy.Revision)
+		}
+		if got := f.view(t, tab, self, frame, false, 0).Out; got.Ruled != bit(tab == first) {
+			t.Errorf("under revision %d the flow is %+v", tab.policy.Revision, got)
 		}
 	}
-	for _, c := range orphans {
-		got, err := f.judge.Packet(c.frame)
-		if err != nil {
-			t.Fatal(err)
+	// A slot, a revision or a pod that is not there is no policy.
+	for what, spoil := range map[string]func(){
+		"no such revision": func() { put(t, f.maps.PolicySlots, policySlot(testCookie), uint32(7)) },
+		"no such slot":     func() { put(t, f.maps.Pods, uint64(testCookie), Pod{Policy: f.maps.PolicySlots.MaxEntries()}) },
+		"no such pod":      func() { empty[uint64, Pod](t, f.maps.Pods) },
+	} {
+		f.govern(t, first)
+		spoil()
+		ask := verdicts.Ask{NetnsCookie: testCookie}
+		if err := f.judge.Ask("policy", &ask); err != nil || ask.Answer != -1 {
+			t.Errorf("%s: the pod's revision is %d (%v)", what, ask.Answer, err)
 		}
-		if want := wantSeen(c.frame); got != want {
-			t.Errorf("%s is\n%+v, want\n%+v", c.name, got, want)
+		if v, err := f.judge.Packet(frame, self.CgroupId, false, 0); err != nil || v.Nobody != 1 {
+			t.Errorf("%s: the packet is %+v (%v)", what, v, err)
 		}
 	}
 }
@@ -612,13 +995,34 @@ func FuzzPacket(f *testing.F) {
 		f.Add(s)
 	}
 	x := loaded(f)
-	x.manage(f, testCookie, Pod{Outbound: 15001})
 	x.ownAddresses(f)
-	x.putRules(f)
-	put(f, x.maps.Pods, uint64(0), Pod{Flags: PodNonTCP})
+	x.manage(f, 0, Policy{Flags: PolicyNonTCP | PolicyRuled})
+	// Exclusions and rules in one policy.
+	tab := testTables(subjectPod, PolicyRuled|PolicyNames|PolicyWorld)
+	tab.policy.Subjects[subjectApp] = SubjectRuled
+	tab.subjects = map[uint32]uint16{testName: SubjectRuled}
+	tab.hosts = []netip.Addr{netip.MustParseAddr(outside6)}
+	for i, e := range testEntries {
+		e.subject = []uint32{subjectApp, testName}[i%2]
+		tab.entries = append(tab.entries, e)
+	}
+	for _, subject := range []uint32{subjectApp, testName} {
+		tab.entries = append(tab.entries,
+			entry{subject: subject, peer: peerWorld, dir: dirEgress, proto: 1, number: 1},
+			entry{subject: subject, peer: peerHost, dir: dirIngress, proto: 58, port: 128, bits: 16, number: 1},
+			entry{subject: subject, peer: peerWorld, dir: dirIngress, proto: 132, port: 0x4000, bits: 2, number: 1})
+	}
+	x.govern(f, tab)
+	var selves []Container
+	for i, c := range []Container{{Subject: subjectApp}, {Subject: subjectApp, Name: testName}, {Subject: subjectNone, Name: testName}, {Subject: subjectSidecar}} {
+		c.CgroupId = testCgroup + uint64(i)
+		selves = append(selves, x.register(f, c))
+	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		checkFrame(t, x, (&dice{data}).frame())
-		checkFrame(t, x, data[:min(len(data), 1500)])
+		d := &dice{data}
+		self := selves[int(d.byte())%len(selves)]
+		checkFrame(t, x, tab, self, d.frame())
+		checkFrame(t, x, tab, self, data[:min(len(data), 1500)])
 	})
 }
 
@@ -642,10 +1046,10 @@ func isDiscovery(frame []byte, p packet) bool {
 	if p.proto != unix.IPPROTO_ICMPV6 || p.fragment {
 		return false
 	}
-	if p.icmp6 >= 133 && p.icmp6 <= 136 {
+	if p.icmp >= 133 && p.icmp <= 136 {
 		return len(frame) <= ctlMax
 	}
-	if p.icmp6 != 143 || len(frame) < 70 || frame[62] != 143 {
+	if p.icmp != 143 || len(frame) < 70 || frame[62] != 143 {
 		return false
 	}
 	n := int(binary.BigEndian.Uint16(frame[68:]))
@@ -661,7 +1065,7 @@ func isDiscovery(frame []byte, p packet) bool {
 	return true
 }
 
-func checkFrame(t *testing.T, x *fixture, frame []byte) {
+func checkFrame(t *testing.T, x *fixture, tab *tables, self Container, frame []byte) {
 	t.Helper()
 	orphan, err := x.judge.Orphan(frame)
 	if refused(frame, err) {
@@ -687,19 +1091,20 @@ func checkFrame(t *testing.T, x *fixture, frame []byte) {
 	if got, err := x.judge.Kernel(frame); err != nil || got != want {
 		t.Errorf("of the kernel the verdict is %d (%v), want %d, on %x", got, err, want, frame)
 	}
-	seen, err := x.judge.Packet(frame)
-	if err != nil {
-		t.Fatalf("%v on %x", err, frame)
-	}
-	if want := wantSeen(frame); seen != want {
-		t.Errorf("the packet is\n%+v, want\n%+v, of %x", seen, want, frame)
-	}
+	x.view(t, tab, self, frame, false, 0)
+	x.view(t, tab, self, frame, false, sockCalled)
+	x.view(t, tab, self, frame, true, sockCalled)
 	want = devDrop
 	if ok && isLocal(p.src) {
 		want = devPass
 	}
+	x.mark(t, 0)
 	if got := runSkb(t, x.pod.Loopback, frame); got != want {
 		t.Errorf("on lo the verdict is %d, want %d, on %x", got, want, frame)
+	}
+	x.mark(t, 1)
+	if got := runSkb(t, x.pod.Loopback, frame); got != devDrop {
+		t.Errorf("on lo without the mark the verdict is %d, want drop, on %x", got, frame)
 	}
 	if got := runSkb(t, x.pod.Device, frame); got != devDrop {
 		t.Errorf("of an unknown socket the verdict is %d, want drop, on %x", got, frame)

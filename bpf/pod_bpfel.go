@@ -13,11 +13,18 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type podSgAddr struct {
+	_ structs.HostLayout
+	B [16]uint8
+}
+
 type podSgContainer struct {
 	_           structs.HostLayout
 	NetnsCookie uint64
 	CgroupId    uint64
 	Role        uint32
+	Subject     uint32
+	Name        uint32
 	Reserved    uint32
 }
 
@@ -41,78 +48,131 @@ type podSgCounters struct {
 	V [32]uint64
 }
 
+type podSgExecutable struct {
+	_        structs.HostLayout
+	CgroupId uint64
+	Ino      uint64
+	Dev      uint32
+	Reserved uint32
+}
+
 type podSgListenerKey struct {
 	_           structs.HostLayout
 	NetnsCookie uint64
-	Kind        uint8
+	Port        uint16
 	Ipv6        uint8
 	Slot        uint8
-	Reserved    [5]uint8
+	Reserved    uint32
 }
 
 type podSgOrig struct {
-	_    structs.HostLayout
-	Addr struct {
-		_ structs.HostLayout
-		B [16]uint8
-	}
+	_      structs.HostLayout
+	Addr   podSgAddr
 	Port   uint16
 	Family uint16
 }
 
 type podSgPod struct {
-	_         structs.HostLayout
-	Outbound  uint16
-	Inbound   uint16
-	Dns       uint16
-	Flags     uint8
-	Nreserved uint8
-	Reserved  [12]struct {
-		_  structs.HostLayout
-		Lo uint16
-		Hi uint16
-	}
+	_        structs.HostLayout
+	Policy   uint32
+	Reserved uint32
 }
 
 type podSgPodAddr struct {
 	_           structs.HostLayout
 	NetnsCookie uint64
-	Addr        struct {
-		_ structs.HostLayout
-		B [16]uint8
-	}
+	Addr        podSgAddr
 }
 
 type podSgPodInfo struct {
 	_        structs.HostLayout
 	Pod      [65]uint8
-	Policy   [65]uint8
-	Reserved [2]uint8
+	Reserved [3]uint8
 	Slot     uint32
 	NetnsIno uint64
 	NetnsDev uint64
 }
 
-type podSgRule struct {
-	_ structs.HostLayout
-	N uint32
-	P [16]struct {
-		_     structs.HostLayout
-		Lo    uint16
-		Hi    uint16
-		Proto uint32
+type podSgPolicy struct {
+	_         structs.HostLayout
+	Revision  uint32
+	Flags     uint32
+	Outbound  uint16
+	Inbound   uint16
+	Dns       uint16
+	Nreserved uint16
+	Reserved  [12]struct {
+		_  structs.HostLayout
+		Lo uint16
+		Hi uint16
 	}
+	Subjects [8]uint16
+}
+
+type podSgPolicyInfo struct {
+	_           structs.HostLayout
+	Name        [65]uint8
+	Source      [129]uint8
+	Init        uint8
+	Reserved    uint8
+	Revision    uint32
+	Nprefixes   uint32
+	Nrules      uint32
+	Nsubjects   uint32
+	Ninfos      uint32
+	Digest      uint64
+	Fingerprint uint64
+	AppliedNs   uint64
+}
+
+type podSgPrefixKey struct {
+	_         structs.HostLayout
+	Prefixlen uint32
+	Revision  uint32
+	Ipv4      uint32
+	Addr      podSgAddr
+}
+
+type podSgRuleInfo struct {
+	_    structs.HostLayout
+	Path [64]uint8
+	Text [128]uint8
+}
+
+type podSgRuleInfoKey struct {
+	_        structs.HostLayout
+	Revision uint32
+	Rule     uint32
 }
 
 type podSgRuleKey struct {
+	_         structs.HostLayout
+	Prefixlen uint32
+	Revision  uint32
+	Subject   uint32
+	Peer      uint32
+	Dir       uint8
+	Proto     uint8
+	Port      uint16
+}
+
+type podSgSeen struct {
 	_           structs.HostLayout
-	Prefixlen   uint32
-	Dir         uint32
 	NetnsCookie uint64
-	Addr        struct {
-		_ structs.HostLayout
-		B [16]uint8
-	}
+	CgroupId    uint64
+	Peer        uint64
+	Addr        podSgAddr
+	Port        uint16
+	Proto       uint8
+	Dir         uint8
+	Reason      uint8
+	Reserved    [3]uint8
+}
+
+type podSgSeenCount struct {
+	_      structs.HostLayout
+	Count  uint64
+	LastNs uint64
 }
 
 type podSgSlot struct {
@@ -132,46 +192,90 @@ type podSgSock struct {
 	Reserved    uint32
 }
 
+type podSgSubjectKey struct {
+	_        structs.HostLayout
+	Revision uint32
+	Subject  uint32
+}
+
 type podSgTuple struct {
 	_           structs.HostLayout
 	NetnsCookie uint64
-	Saddr       struct {
+	Saddr       podSgAddr
+	Daddr       podSgAddr
+	Sport       uint16
+	Dport       uint16
+	Reserved    uint32
+}
+
+type podSgUnixKey struct {
+	_        structs.HostLayout
+	Revision uint32
+	Subject  uint32
+	N        uint32
+}
+
+type podSgUnixRule struct {
+	_     structs.HostLayout
+	Match [256]struct {
 		_ structs.HostLayout
-		B [16]uint8
+		W [2]uint64
 	}
-	Daddr struct {
+	Star struct {
 		_ structs.HostLayout
-		B [16]uint8
+		W [2]uint64
 	}
-	Sport    uint16
-	Dport    uint16
-	Reserved uint32
+	Deep struct {
+		_ structs.HostLayout
+		W [2]uint64
+	}
+	Accept struct {
+		_ structs.HostLayout
+		W [2]uint64
+	}
+	Abstract uint8
+	Type     uint8
+	Npeers   uint8
+	Reserved uint8
+	Rule     uint32
+	Peer     [8]uint32
 }
 
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	podMapContainerInfo  = "container_info"
-	podMapContainers     = "containers"
-	podMapCounters       = "counters"
-	podMapDeviceProgs    = "device_progs"
-	podMapIdentity       = "identity"
-	podMapListeners      = "listeners"
-	podMapOrigdst        = "origdst"
-	podMapPending        = "pending"
-	podMapPodAddrs       = "pod_addrs"
-	podMapPodCounters    = "pod_counters"
-	podMapPodInfo        = "pod_info"
-	podMapPodSlots       = "pod_slots"
-	podMapPods           = "pods"
-	podMapRules          = "rules"
-	podMapSocks          = "socks"
-	podProgSgPodDevice   = "sg_pod_device"
-	podProgSgPodHost     = "sg_pod_host"
-	podProgSgPodLookup   = "sg_pod_lookup"
-	podProgSgPodLoopback = "sg_pod_loopback"
-	podVarSgSlotNumber   = "sg_slot_number"
+	podMapContainerInfo     = "container_info"
+	podMapContainers        = "containers"
+	podMapCounters          = "counters"
+	podMapDeviceProgs       = "device_progs"
+	podMapExecutables       = "executables"
+	podMapHostAddrs         = "host_addrs"
+	podMapIdentity          = "identity"
+	podMapListeners         = "listeners"
+	podMapOrigdst           = "origdst"
+	podMapPending           = "pending"
+	podMapPodAddrs          = "pod_addrs"
+	podMapPodCounters       = "pod_counters"
+	podMapPodInfo           = "pod_info"
+	podMapPodSlots          = "pod_slots"
+	podMapPods              = "pods"
+	podMapPolicies          = "policies"
+	podMapPolicyInfo        = "policy_info"
+	podMapPolicySlots       = "policy_slots"
+	podMapPrefixes          = "prefixes"
+	podMapRuleInfo          = "rule_info"
+	podMapRules             = "rules"
+	podMapSeen              = "seen"
+	podMapSocks             = "socks"
+	podMapSubjects          = "subjects"
+	podMapUnixRules         = "unix_rules"
+	podProgSgPodDevice      = "sg_pod_device"
+	podProgSgPodHost        = "sg_pod_host"
+	podProgSgPodLookup      = "sg_pod_lookup"
+	podProgSgPodLoopback    = "sg_pod_loopback"
+	podProgSgPodLoopbackOut = "sg_pod_loopback_out"
+	podVarSgSlotNumber      = "sg_slot_number"
 )
 
 // loadPod returns the embedded CollectionSpec for pod.
@@ -216,10 +320,11 @@ type podSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type podProgramSpecs struct {
-	SgPodDevice   *ebpf.ProgramSpec `ebpf:"sg_pod_device"`
-	SgPodHost     *ebpf.ProgramSpec `ebpf:"sg_pod_host"`
-	SgPodLookup   *ebpf.ProgramSpec `ebpf:"sg_pod_lookup"`
-	SgPodLoopback *ebpf.ProgramSpec `ebpf:"sg_pod_loopback"`
+	SgPodDevice      *ebpf.ProgramSpec `ebpf:"sg_pod_device"`
+	SgPodHost        *ebpf.ProgramSpec `ebpf:"sg_pod_host"`
+	SgPodLookup      *ebpf.ProgramSpec `ebpf:"sg_pod_lookup"`
+	SgPodLoopback    *ebpf.ProgramSpec `ebpf:"sg_pod_loopback"`
+	SgPodLoopbackOut *ebpf.ProgramSpec `ebpf:"sg_pod_loopback_out"`
 }
 
 // podMapSpecs contains maps before they are loaded into the kernel.
@@ -230,6 +335,8 @@ type podMapSpecs struct {
 	Containers    *ebpf.MapSpec `ebpf:"containers"`
 	Counters      *ebpf.MapSpec `ebpf:"counters"`
 	DeviceProgs   *ebpf.MapSpec `ebpf:"device_progs"`
+	Executables   *ebpf.MapSpec `ebpf:"executables"`
+	HostAddrs     *ebpf.MapSpec `ebpf:"host_addrs"`
 	Identity      *ebpf.MapSpec `ebpf:"identity"`
 	Listeners     *ebpf.MapSpec `ebpf:"listeners"`
 	Origdst       *ebpf.MapSpec `ebpf:"origdst"`
@@ -239,8 +346,16 @@ type podMapSpecs struct {
 	PodInfo       *ebpf.MapSpec `ebpf:"pod_info"`
 	PodSlots      *ebpf.MapSpec `ebpf:"pod_slots"`
 	Pods          *ebpf.MapSpec `ebpf:"pods"`
+	Policies      *ebpf.MapSpec `ebpf:"policies"`
+	PolicyInfo    *ebpf.MapSpec `ebpf:"policy_info"`
+	PolicySlots   *ebpf.MapSpec `ebpf:"policy_slots"`
+	Prefixes      *ebpf.MapSpec `ebpf:"prefixes"`
+	RuleInfo      *ebpf.MapSpec `ebpf:"rule_info"`
 	Rules         *ebpf.MapSpec `ebpf:"rules"`
+	Seen          *ebpf.MapSpec `ebpf:"seen"`
 	Socks         *ebpf.MapSpec `ebpf:"socks"`
+	Subjects      *ebpf.MapSpec `ebpf:"subjects"`
+	UnixRules     *ebpf.MapSpec `ebpf:"unix_rules"`
 }
 
 // podVariableSpecs contains global variables before they are loaded into the kernel.
@@ -274,6 +389,8 @@ type podMaps struct {
 	Containers    *ebpf.Map `ebpf:"containers"`
 	Counters      *ebpf.Map `ebpf:"counters"`
 	DeviceProgs   *ebpf.Map `ebpf:"device_progs"`
+	Executables   *ebpf.Map `ebpf:"executables"`
+	HostAddrs     *ebpf.Map `ebpf:"host_addrs"`
 	Identity      *ebpf.Map `ebpf:"identity"`
 	Listeners     *ebpf.Map `ebpf:"listeners"`
 	Origdst       *ebpf.Map `ebpf:"origdst"`
@@ -283,8 +400,16 @@ type podMaps struct {
 	PodInfo       *ebpf.Map `ebpf:"pod_info"`
 	PodSlots      *ebpf.Map `ebpf:"pod_slots"`
 	Pods          *ebpf.Map `ebpf:"pods"`
+	Policies      *ebpf.Map `ebpf:"policies"`
+	PolicyInfo    *ebpf.Map `ebpf:"policy_info"`
+	PolicySlots   *ebpf.Map `ebpf:"policy_slots"`
+	Prefixes      *ebpf.Map `ebpf:"prefixes"`
+	RuleInfo      *ebpf.Map `ebpf:"rule_info"`
 	Rules         *ebpf.Map `ebpf:"rules"`
+	Seen          *ebpf.Map `ebpf:"seen"`
 	Socks         *ebpf.Map `ebpf:"socks"`
+	Subjects      *ebpf.Map `ebpf:"subjects"`
+	UnixRules     *ebpf.Map `ebpf:"unix_rules"`
 }
 
 func (m *podMaps) Close() error {
@@ -293,6 +418,8 @@ func (m *podMaps) Close() error {
 		m.Containers,
 		m.Counters,
 		m.DeviceProgs,
+		m.Executables,
+		m.HostAddrs,
 		m.Identity,
 		m.Listeners,
 		m.Origdst,
@@ -302,8 +429,16 @@ func (m *podMaps) Close() error {
 		m.PodInfo,
 		m.PodSlots,
 		m.Pods,
+		m.Policies,
+		m.PolicyInfo,
+		m.PolicySlots,
+		m.Prefixes,
+		m.RuleInfo,
 		m.Rules,
+		m.Seen,
 		m.Socks,
+		m.Subjects,
+		m.UnixRules,
 	)
 }
 
@@ -318,10 +453,11 @@ type podVariables struct {
 //
 // It can be passed to loadPodObjects or ebpf.CollectionSpec.LoadAndAssign.
 type podPrograms struct {
-	SgPodDevice   *ebpf.Program `ebpf:"sg_pod_device"`
-	SgPodHost     *ebpf.Program `ebpf:"sg_pod_host"`
-	SgPodLookup   *ebpf.Program `ebpf:"sg_pod_lookup"`
-	SgPodLoopback *ebpf.Program `ebpf:"sg_pod_loopback"`
+	SgPodDevice      *ebpf.Program `ebpf:"sg_pod_device"`
+	SgPodHost        *ebpf.Program `ebpf:"sg_pod_host"`
+	SgPodLookup      *ebpf.Program `ebpf:"sg_pod_lookup"`
+	SgPodLoopback    *ebpf.Program `ebpf:"sg_pod_loopback"`
+	SgPodLoopbackOut *ebpf.Program `ebpf:"sg_pod_loopback_out"`
 }
 
 func (p *podPrograms) Close() error {
@@ -330,6 +466,7 @@ func (p *podPrograms) Close() error {
 		p.SgPodHost,
 		p.SgPodLookup,
 		p.SgPodLoopback,
+		p.SgPodLoopbackOut,
 	)
 }
 

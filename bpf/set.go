@@ -20,51 +20,68 @@ type Hook struct {
 }
 
 // ContainerHooks returns what is attached to the cgroup of a container of this
-// role under pod: the hooks that do something for it, since each costs its start
-// and its traffic.
-func ContainerHooks(role Role, pod Pod) []Hook {
+// role under policy: the hooks that do something for it, since each costs its
+// start and its traffic. Under a policy with rules every container has those that
+// judge, the receiver for the sender too.
+func ContainerHooks(role Role, policy Policy) []Hook {
 	hooks := []Hook{{nodeProgSgSockCreate, ebpf.AttachCGroupInetSockCreate}}
-	binds := []Hook{
+	switch role {
+	case RoleSidecar:
+		hooks = append(hooks,
+			Hook{nodeProgSgSockops, ebpf.AttachCGroupSockOps},
+			Hook{nodeProgSgGetsockopt, ebpf.AttachCGroupGetsockopt})
+		if policy.Flags&PolicySockName != 0 {
+			hooks = append(hooks,
+				Hook{nodeProgSgGetsockname4, ebpf.AttachCgroupInet4GetSockname},
+				Hook{nodeProgSgGetsockname6, ebpf.AttachCgroupInet6GetSockname})
+		}
+	case RoleExempt:
+		hooks = append(hooks, bindHooks()...)
+	default:
+		hooks = append(hooks, bindHooks()...)
+		hooks = append(hooks,
+			Hook{nodeProgSgGetpeername4, ebpf.AttachCgroupInet4GetPeername},
+			Hook{nodeProgSgGetpeername6, ebpf.AttachCgroupInet6GetPeername},
+			Hook{nodeProgSgSockops, ebpf.AttachCGroupSockOps})
+		hooks = append(hooks, judgeHooks()...)
+		if policy.Dns != 0 {
+			hooks = append(hooks,
+				Hook{nodeProgSgRecvmsg4, ebpf.AttachCGroupUDP4Recvmsg},
+				Hook{nodeProgSgRecvmsg6, ebpf.AttachCGroupUDP6Recvmsg})
+		}
+		return hooks
+	}
+	if policy.Flags&PolicyRuled != 0 {
+		hooks = append(hooks, judgeHooks()...)
+	}
+	return hooks
+}
+
+// bindHooks keep everybody but the sidecar off the sidecar's ports.
+func bindHooks() []Hook {
+	return []Hook{
 		{nodeProgSgBind4, ebpf.AttachCGroupInet4Bind},
 		{nodeProgSgBind6, ebpf.AttachCGroupInet6Bind},
 		{nodeProgSgPostBind4, ebpf.AttachCGroupInet4PostBind},
 		{nodeProgSgPostBind6, ebpf.AttachCGroupInet6PostBind},
 	}
-	switch role {
-	case RoleExempt:
-		return append(hooks, binds...)
-	case RoleSidecar:
-		hooks = append(hooks,
-			Hook{nodeProgSgSockops, ebpf.AttachCGroupSockOps},
-			Hook{nodeProgSgGetsockopt, ebpf.AttachCGroupGetsockopt})
-		if pod.Flags&PodSockName != 0 {
-			hooks = append(hooks,
-				Hook{nodeProgSgGetsockname4, ebpf.AttachCgroupInet4GetSockname},
-				Hook{nodeProgSgGetsockname6, ebpf.AttachCgroupInet6GetSockname})
-		}
-		return hooks
+}
+
+// judgeHooks say where a container may connect and send, and what it gets.
+func judgeHooks() []Hook {
+	return []Hook{
+		{nodeProgSgConnect4, ebpf.AttachCGroupInet4Connect},
+		{nodeProgSgConnect6, ebpf.AttachCGroupInet6Connect},
+		{nodeProgSgSendmsg4, ebpf.AttachCGroupUDP4Sendmsg},
+		{nodeProgSgSendmsg6, ebpf.AttachCGroupUDP6Sendmsg},
+		{nodeProgSgEgress, ebpf.AttachCGroupInetEgress},
+		{nodeProgSgIngress, ebpf.AttachCGroupInetIngress},
 	}
-	hooks = append(append(hooks, binds...),
-		Hook{nodeProgSgConnect4, ebpf.AttachCGroupInet4Connect},
-		Hook{nodeProgSgConnect6, ebpf.AttachCGroupInet6Connect},
-		Hook{nodeProgSgSendmsg4, ebpf.AttachCGroupUDP4Sendmsg},
-		Hook{nodeProgSgSendmsg6, ebpf.AttachCGroupUDP6Sendmsg},
-		Hook{nodeProgSgGetpeername4, ebpf.AttachCgroupInet4GetPeername},
-		Hook{nodeProgSgGetpeername6, ebpf.AttachCgroupInet6GetPeername},
-		Hook{nodeProgSgSockops, ebpf.AttachCGroupSockOps},
-		Hook{nodeProgSgEgress, ebpf.AttachCGroupInetEgress},
-		Hook{nodeProgSgIngress, ebpf.AttachCGroupInetIngress})
-	if pod.Dns != 0 {
-		hooks = append(hooks,
-			Hook{nodeProgSgRecvmsg4, ebpf.AttachCGroupUDP4Recvmsg},
-			Hook{nodeProgSgRecvmsg6, ebpf.AttachCGroupUDP6Recvmsg})
-	}
-	return hooks
 }
 
 // AllContainerHooks returns every hook that any container may have.
 func AllContainerHooks() []Hook {
-	all := Pod{Dns: 1, Flags: PodSockName}
+	all := Policy{Dns: 1, Flags: PolicySockName | PolicyRuled}
 	hooks := ContainerHooks(RoleApp, all)
 	for _, h := range ContainerHooks(RoleSidecar, all) {
 		if !slices.Contains(hooks, h) {
@@ -90,9 +107,11 @@ func GuardHooks() []Hook {
 // MapNames returns the names of all maps, sorted.
 func MapNames() []string {
 	return []string{
-		nodeMapContainerInfo, nodeMapContainers, nodeMapCounters, nodeMapDeviceProgs, nodeMapIdentity,
-		nodeMapListeners, nodeMapOrigdst, nodeMapPending, nodeMapPodAddrs, nodeMapPodCounters, nodeMapPodInfo, nodeMapPodSlots,
-		nodeMapPods, nodeMapRules, nodeMapSocks,
+		nodeMapContainerInfo, nodeMapContainers, nodeMapCounters, nodeMapDeviceProgs, nodeMapExecutables, nodeMapHostAddrs,
+		nodeMapIdentity, nodeMapListeners, nodeMapOrigdst, nodeMapPending, nodeMapPodAddrs, nodeMapPodCounters,
+		nodeMapPodInfo, nodeMapPodSlots, nodeMapPods, nodeMapPolicies, nodeMapPolicyInfo, nodeMapPolicySlots,
+		nodeMapPrefixes, nodeMapRuleInfo, nodeMapRules, nodeMapSeen, nodeMapSocks, nodeMapSubjects,
+		nodeMapUnixRules,
 	}
 }
 
@@ -103,6 +122,8 @@ type Maps struct {
 	Containers    *ebpf.Map `ebpf:"containers"`
 	Counters      *ebpf.Map `ebpf:"counters"`
 	DeviceProgs   *ebpf.Map `ebpf:"device_progs"`
+	Executables   *ebpf.Map `ebpf:"executables"`
+	HostAddrs     *ebpf.Map `ebpf:"host_addrs"`
 	Identity      *ebpf.Map `ebpf:"identity"`
 	Listeners     *ebpf.Map `ebpf:"listeners"`
 	Origdst       *ebpf.Map `ebpf:"origdst"`
@@ -112,7 +133,15 @@ type Maps struct {
 	PodInfo       *ebpf.Map `ebpf:"pod_info"`
 	PodSlots      *ebpf.Map `ebpf:"pod_slots"`
 	Pods          *ebpf.Map `ebpf:"pods"`
+	Policies      *ebpf.Map `ebpf:"policies"`
+	PolicyInfo    *ebpf.Map `ebpf:"policy_info"`
+	PolicySlots   *ebpf.Map `ebpf:"policy_slots"`
+	Prefixes      *ebpf.Map `ebpf:"prefixes"`
+	RuleInfo      *ebpf.Map `ebpf:"rule_info"`
 	Rules         *ebpf.Map `ebpf:"rules"`
+	Seen          *ebpf.Map `ebpf:"seen"`
+	Subjects      *ebpf.Map `ebpf:"subjects"`
+	UnixRules     *ebpf.Map `ebpf:"unix_rules"`
 }
 
 func (m *Maps) fields() map[string]**ebpf.Map {
@@ -121,6 +150,8 @@ func (m *Maps) fields() map[string]**ebpf.Map {
 		nodeMapContainers:    &m.Containers,
 		nodeMapCounters:      &m.Counters,
 		nodeMapDeviceProgs:   &m.DeviceProgs,
+		nodeMapExecutables:   &m.Executables,
+		nodeMapHostAddrs:     &m.HostAddrs,
 		nodeMapIdentity:      &m.Identity,
 		nodeMapListeners:     &m.Listeners,
 		nodeMapOrigdst:       &m.Origdst,
@@ -130,7 +161,15 @@ func (m *Maps) fields() map[string]**ebpf.Map {
 		nodeMapPodInfo:       &m.PodInfo,
 		nodeMapPodSlots:      &m.PodSlots,
 		nodeMapPods:          &m.Pods,
+		nodeMapPolicies:      &m.Policies,
+		nodeMapPolicyInfo:    &m.PolicyInfo,
+		nodeMapPolicySlots:   &m.PolicySlots,
+		nodeMapPrefixes:      &m.Prefixes,
+		nodeMapRuleInfo:      &m.RuleInfo,
 		nodeMapRules:         &m.Rules,
+		nodeMapSeen:          &m.Seen,
+		nodeMapSubjects:      &m.Subjects,
+		nodeMapUnixRules:     &m.UnixRules,
 	}
 }
 
@@ -171,7 +210,7 @@ func LoadNode() (*Node, error) {
 	if err != nil {
 		return nil, fmt.Errorf("load node object: %w", err)
 	}
-	for i, name := range []string{nodeProgSgDevice, nodeProgSgLoopback} { // enum sg_device_prog
+	for i, name := range []string{nodeProgSgDevice, nodeProgSgLoopback, nodeProgSgLoopbackOut} { // enum sg_device_prog
 		if err := coll.Maps[nodeMapDeviceProgs].Put(uint32(i), coll.Programs[name]); err != nil {
 			coll.Close()
 			return nil, fmt.Errorf("put program %s into map %s: %w", name, nodeMapDeviceProgs, err)
@@ -186,19 +225,21 @@ func (n *Node) ProgramNames() []string { return slices.Sorted(maps.Keys(n.Progra
 // PodPrograms work for the pod that their slot names. The caller owns them
 // until Close.
 type PodPrograms struct {
-	Device   *ebpf.Program `ebpf:"sg_pod_device"`
-	Host     *ebpf.Program `ebpf:"sg_pod_host"`
-	Loopback *ebpf.Program `ebpf:"sg_pod_loopback"`
-	Lookup   *ebpf.Program `ebpf:"sg_pod_lookup"`
+	Device      *ebpf.Program `ebpf:"sg_pod_device"`
+	Host        *ebpf.Program `ebpf:"sg_pod_host"`
+	Loopback    *ebpf.Program `ebpf:"sg_pod_loopback"`
+	LoopbackOut *ebpf.Program `ebpf:"sg_pod_loopback_out"`
+	Lookup      *ebpf.Program `ebpf:"sg_pod_lookup"`
 }
 
 // Fields gives each program by its name in the object.
 func (p *PodPrograms) Fields() map[string]**ebpf.Program {
 	return map[string]**ebpf.Program{
-		podProgSgPodDevice:   &p.Device,
-		podProgSgPodHost:     &p.Host,
-		podProgSgPodLoopback: &p.Loopback,
-		podProgSgPodLookup:   &p.Lookup,
+		podProgSgPodDevice:      &p.Device,
+		podProgSgPodHost:        &p.Host,
+		podProgSgPodLoopback:    &p.Loopback,
+		podProgSgPodLoopbackOut: &p.LoopbackOut,
+		podProgSgPodLookup:      &p.Lookup,
 	}
 }
 
@@ -215,11 +256,15 @@ func LoadPod(m *Maps, slot uint32) (*PodPrograms, error) {
 	p := new(PodPrograms)
 	err = spec.LoadAndAssign(p, &ebpf.CollectionOptions{MapReplacements: map[string]*ebpf.Map{
 		podMapDeviceProgs: m.DeviceProgs,
+		podMapHostAddrs:   m.HostAddrs,
 		podMapListeners:   m.Listeners,
 		podMapPodAddrs:    m.PodAddrs,
 		podMapPodCounters: m.PodCounters,
 		podMapPodSlots:    m.PodSlots,
 		podMapPods:        m.Pods,
+		podMapPolicies:    m.Policies,
+		podMapPolicySlots: m.PolicySlots,
+		podMapPrefixes:    m.Prefixes,
 		podMapRules:       m.Rules,
 	}})
 	if err != nil {

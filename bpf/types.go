@@ -4,13 +4,14 @@ package bpf
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 )
 
 // ABI is the version of everything in src/abi.h. State of another ABI is
 // never touched.
-const ABI = 1
+const ABI = 2
 
 // The structs of src/abi.h, generated. Ports are in host order.
 type (
@@ -19,18 +20,23 @@ type (
 	ContainerInfo = nodeSgContainerInfo
 	Counter       = nodeSgCounter
 	Counters      = nodeSgCounters
-	Dir           = nodeSgDir
+	Executable    = nodeSgExecutable
 	ListenerKey   = nodeSgListenerKey
 	Pod           = nodeSgPod
 	PodAddr       = nodeSgPodAddr
 	PodInfo       = nodeSgPodInfo
+	Policy        = nodeSgPolicy
+	PolicyInfo    = nodeSgPolicyInfo
 	Ports         = nodeSgPorts
-	Proto         = nodeSgProto
+	PrefixKey     = nodeSgPrefixKey
 	Role          = nodeSgRole
-	Rule          = nodeSgRule
+	RuleInfo      = nodeSgRuleInfo
+	RuleInfoKey   = nodeSgRuleInfoKey
 	RuleKey       = nodeSgRuleKey
-	RulePort      = nodeSgRulePort
+	Seen          = nodeSgSeen
+	SeenCount     = nodeSgSeenCount
 	Slot          = nodeSgSlot
+	SubjectKey    = nodeSgSubjectKey
 	Tuple         = nodeSgTuple
 )
 
@@ -43,56 +49,83 @@ const (
 	RoleDenied  = nodeSgRoleSG_ROLE_DENIED
 )
 
-// Protocols of a rule.
+// Flags of a policy (enum sg_policy_flags).
 const (
-	ProtoAny = nodeSgProtoSG_PROTO_ANY
-	ProtoTCP = nodeSgProtoSG_PROTO_TCP
-	ProtoUDP = nodeSgProtoSG_PROTO_UDP
+	PolicyNonTCP   uint32 = 1
+	PolicySockName uint32 = 2
+	PolicyAudit    uint32 = 4
+	PolicyRuled    uint32 = 8
+	PolicyNames    uint32 = 16
+	PolicyPrefixes uint32 = 32
+	PolicyWorld    uint32 = 64
+	PolicyFiles    uint32 = 128
 )
 
-// Flags of a pod (enum sg_pod_flags).
+// Flags of a subject (enum sg_subject_flags).
 const (
-	PodNonTCP   uint8 = 1
-	PodSockName uint8 = 2
+	SubjectRuled     uint16 = 1
+	SubjectICMP      uint16 = 2
+	SubjectICMPv6    uint16 = 4
+	SubjectSCTP      uint16 = 8
+	SubjectProcesses uint16 = 16
+	SubjectUnix      uint16 = 32
 )
 
-// Directions of a rule.
+// Limits of src/abi.h and src/maps.h that user space must keep.
 const (
-	DirEgress  = nodeSgDirSG_DIR_EGRESS
-	DirIngress = nodeSgDirSG_DIR_INGRESS
+	MaxReserved   = len(Policy{}.Reserved)
+	MaxPending    = 8192 // connections on their way to a sidecar, of one pod
+	NameLen       = len(ContainerInfo{}.Id) - 1
+	ListenerSlots = 8
 )
 
-// Limits of src/abi.h that user space must keep.
 const (
-	MaxReserved    = len(Pod{}.Reserved)
-	MaxRulePorts   = len(Rule{}.P)
-	NameLen        = len(ContainerInfo{}.Id) - 1
-	ListenerSlots  = 8
-	rulePrefixBits = 96
-)
-
-// Kinds of a listener key (enum sg_listener_kind).
-const (
-	ListenOutbound = 0
-	ListenInbound  = 1
+	prefixBits    = 64  // of a prefix key before the address
+	ruleBits      = 104 // of a rule key before the protocol
+	ruleProtoBits = 112 // and before the port
 )
 
 // AddrFrom returns a as the programs want it: 16 bytes, IPv4 v4-mapped.
 func AddrFrom(a netip.Addr) Addr { return Addr{B: a.As16()} }
 
-// NewRuleKey returns the key of a rule for prefix, which must be valid.
-func NewRuleKey(cookie uint64, dir Dir, prefix netip.Prefix) RuleKey {
+// NewPrefixKey returns the key of a prefix, which must be valid, in a revision
+// of a policy.
+func NewPrefixKey(revision uint32, prefix netip.Prefix) PrefixKey {
+	k := PrefixKey{Revision: revision, Addr: AddrFrom(prefix.Addr())}
 	bits := prefix.Bits()
 	if prefix.Addr().Is4() {
 		bits += 96
-		dir += nodeSgDirSG_DIR_V4
+		k.Ipv4 = 1
 	}
-	return RuleKey{
-		Prefixlen:   uint32(rulePrefixBits + bits),
-		Dir:         dir,
-		NetnsCookie: cookie,
-		Addr:        AddrFrom(prefix.Addr()),
+	k.Prefixlen = uint32(prefixBits + bits)
+	return k
+}
+
+// RuleFor says what an entry of map rules is about: protocol 0 with AnyProto, and
+// the first PortBits bits of a port, which the others of it must be 0.
+type RuleFor struct {
+	Revision, Subject, Peer uint32
+	Dir, Proto              uint8
+	AnyProto                bool
+	Port                    uint16
+	PortBits                uint8
+}
+
+// NewRuleKey returns its key.
+func NewRuleKey(r RuleFor) RuleKey {
+	k := RuleKey{Revision: r.Revision, Subject: r.Subject, Peer: r.Peer, Dir: r.Dir, Prefixlen: ruleBits}
+	if r.AnyProto {
+		return k
 	}
+	k.Proto = r.Proto
+	k.Prefixlen = ruleProtoBits + uint32(r.PortBits)
+	k.Port = bigEndian16(r.Port)
+	return k
+}
+
+// bigEndian16 returns the number that has x's bytes in network order in memory.
+func bigEndian16(x uint16) uint16 {
+	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, x))
 }
 
 // CString returns the bytes of a fixed, zero-terminated field.
@@ -129,6 +162,7 @@ var counterInfos = []CounterInfo{
 	{nodeSgCounterSG_COUNT_ACCEPT_OUT, "accepted_outbound", false, "redirected connections the sidecar took"},
 	{nodeSgCounterSG_COUNT_ACCEPT_IN, "accepted_inbound", false, "connections from outside the sidecar took"},
 	{nodeSgCounterSG_COUNT_STEERED, "steered", false, "lookups answered with the inbound listener"},
+	{nodeSgCounterSG_COUNT_AUDIT, "audited", false, "would have been denied, but for `mode: audit`"},
 	{nodeSgCounterSG_DROP_UNREGISTERED, "unregistered", true, "socket of a process that is in no registered container"},
 	{nodeSgCounterSG_DROP_UDP, "udp", true, "UDP that no rule allows"},
 	{nodeSgCounterSG_DROP_ICMP, "icmp", true, "ICMP that no rule allows"},
@@ -148,6 +182,10 @@ var counterInfos = []CounterInfo{
 	{nodeSgCounterSG_DROP_INIT, "init", true, "init container under `init: deny`"},
 	{nodeSgCounterSG_DROP_SPOOFED, "spoofed", true, "foreign source address on loopback"},
 	{nodeSgCounterSG_DROP_BYPASS, "bypass", true, "packet round the pod's own device hook (PACKET_QDISC_BYPASS, AF_XDP)"},
+	{nodeSgCounterSG_DROP_POLICY_EGRESS, "policy_egress", true, "no rule of the container lets it out"},
+	{nodeSgCounterSG_DROP_POLICY_INGRESS, "policy_ingress", true, "no rule of the receiver lets it in"},
+	{nodeSgCounterSG_DROP_PROCESS, "process", true, "socket of an executable that may have none"},
+	{nodeSgCounterSG_DROP_UNIX, "unix", true, "UNIX socket that no rule lets it reach"},
 }
 
 // String returns the counter's name.

@@ -104,7 +104,7 @@ func TestAddresses(t *testing.T) {
 	}
 }
 
-func ports(pairs ...uint16) (r [MaxReserved]verdicts.Ports, n uint8) {
+func ports(pairs ...uint16) (r [MaxReserved]verdicts.Ports, n uint16) {
 	for i := 0; i < len(pairs); i += 2 {
 		r[n] = verdicts.Ports{Lo: pairs[i], Hi: pairs[i+1]}
 		n++
@@ -112,10 +112,10 @@ func ports(pairs ...uint16) (r [MaxReserved]verdicts.Ports, n uint8) {
 	return r, n
 }
 
-// meshPod is a pod with a sidecar like Envoy: 15090 and 15020 to 15021 are the
+// meshPolicy is for a sidecar like Envoy: 15090 and 15020 to 15021 are the
 // sidecar's own business.
-func meshPod() verdicts.Pod {
-	p := verdicts.Pod{Outbound: 15001, Inbound: 15006, Dns: 15053}
+func meshPolicy() verdicts.Policy {
+	p := verdicts.Policy{Outbound: 15001, Inbound: 15006, Dns: 15053}
 	p.Reserved, p.Nreserved = ports(15001, 15001, 15006, 15006, 15053, 15053, 15090, 15090, 15020, 15021)
 	return p
 }
@@ -123,11 +123,11 @@ func meshPod() verdicts.Pod {
 func TestReserved(t *testing.T) {
 	j := loaded(t).judge
 	full, fullN := ports(1, 1, 3, 3, 5, 5, 7, 7, 9, 9, 11, 11, 13, 13, 15, 15, 17, 17, 19, 19, 21, 21, 23, 23)
-	mesh := meshPod()
+	mesh := meshPolicy()
 	for _, c := range []struct {
 		name     string
 		reserved [MaxReserved]verdicts.Ports
-		n        uint8
+		n        uint16
 		yes, no  []uint16
 	}{
 		{"mesh", mesh.Reserved, mesh.Nreserved,
@@ -136,85 +136,19 @@ func TestReserved(t *testing.T) {
 		{"none", [MaxReserved]verdicts.Ports{{Lo: 0, Hi: 65535}}, 0, nil, []uint16{0, 1, 80, 65535}},
 		{"beyond the number", full, 2, []uint16{1, 3}, []uint16{5, 23}},
 		{"full", full, fullN, []uint16{1, 11, 21, 23}, []uint16{2, 22, 24}},
-		{"more than there is room for", full, 255, []uint16{1, 23}, []uint16{2, 24}},
+		{"more than there is room for", full, 65535, []uint16{1, 23}, []uint16{2, 24}},
 		{"all ports", [MaxReserved]verdicts.Ports{{Lo: 0, Hi: 65535}}, 1, []uint16{0, 1, 32767, 32768, 65535}, nil},
 		{"upside down", [MaxReserved]verdicts.Ports{{Lo: 90, Hi: 80}}, 1, nil, []uint16{80, 85, 90}},
 		{"high", [MaxReserved]verdicts.Ports{{Lo: 65535, Hi: 65535}}, 1, []uint16{65535}, []uint16{65534, 0}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			in := verdicts.Case{Pod: verdicts.Pod{Reserved: c.reserved, Nreserved: c.n}}
+			in := verdicts.Case{Policy: verdicts.Policy{Reserved: c.reserved, Nreserved: c.n}}
 			for _, in.Port = range c.yes {
 				check(t, j, "reserved", in, answer{yes: true})
 			}
 			for _, in.Port = range c.no {
 				check(t, j, "reserved", in, answer{})
 			}
-		})
-	}
-}
-
-func TestRuleAllows(t *testing.T) {
-	j := loaded(t).judge
-	rule := func(p ...verdicts.RulePort) verdicts.Rule {
-		r := verdicts.Rule{N: uint32(len(p))}
-		copy(r.P[:], p)
-		return r
-	}
-	web := rule(verdicts.RulePort{Lo: 80, Hi: 80, Proto: 6}, verdicts.RulePort{Lo: 8000, Hi: 8010, Proto: 6})
-	anyProto := rule(verdicts.RulePort{Lo: 53, Hi: 53})
-	allUDP := rule(verdicts.RulePort{Lo: 0, Hi: 65535, Proto: 17})
-	fromOne := rule(verdicts.RulePort{Lo: 1, Hi: 65535, Proto: 17})
-	fromTwo := rule(verdicts.RulePort{Lo: 2, Hi: 65535})
-	butLast := rule(verdicts.RulePort{Lo: 0, Hi: 65534})
-	halves := rule(verdicts.RulePort{Lo: 0, Hi: 32767, Proto: 17}, verdicts.RulePort{Lo: 32768, Hi: 65535, Proto: 17})
-	everything := rule(verdicts.RulePort{Lo: 0, Hi: 65535})
-	last := rule(make([]verdicts.RulePort, MaxRulePorts)...)
-	last.P[MaxRulePorts-1] = verdicts.RulePort{Lo: 443, Hi: 443, Proto: 6}
-	beyond := web
-	beyond.N = 1
-	tooMany := last
-	tooMany.N = 1000
-	none := everything
-	none.N = 0
-	for _, c := range []struct {
-		name     string
-		rule     verdicts.Rule
-		proto    uint32
-		port     uint16
-		fragment bool
-		want     bool
-	}{
-		{"TCP port", web, unix.IPPROTO_TCP, 80, false, true},
-		{"below", web, unix.IPPROTO_TCP, 79, false, false},
-		{"above", web, unix.IPPROTO_TCP, 81, false, false},
-		{"range, first", web, unix.IPPROTO_TCP, 8000, false, true},
-		{"range, last", web, unix.IPPROTO_TCP, 8010, false, true},
-		{"range, after", web, unix.IPPROTO_TCP, 8011, false, false},
-		{"other protocol", web, unix.IPPROTO_UDP, 80, false, false},
-		{"fragment of a port's rule", web, unix.IPPROTO_TCP, 80, true, false},
-		{"any protocol, TCP", anyProto, unix.IPPROTO_TCP, 53, false, true},
-		{"any protocol, UDP", anyProto, unix.IPPROTO_UDP, 53, false, true},
-		{"any protocol is TCP and UDP", everything, unix.IPPROTO_ICMP, 53, false, false},
-		{"any protocol, not SCTP", everything, sctp, 53, false, false},
-		{"any protocol, not 0", everything, 0, 53, false, false},
-		{"all ports", allUDP, unix.IPPROTO_UDP, 1, false, true},
-		{"all ports, port 0", allUDP, unix.IPPROTO_UDP, 0, false, true},
-		{"all ports, fragment", allUDP, unix.IPPROTO_UDP, 0, true, true},
-		{"all ports, fragment of another protocol", allUDP, unix.IPPROTO_TCP, 0, true, false},
-		{"all ports from 1, fragment", fromOne, unix.IPPROTO_UDP, 0, true, true},
-		{"all ports but the first, fragment", fromTwo, unix.IPPROTO_UDP, 80, true, false},
-		{"all ports but the last, fragment", butLast, unix.IPPROTO_UDP, 80, true, false},
-		{"all ports in two halves, fragment", halves, unix.IPPROTO_UDP, 0, true, false},
-		{"everything, fragment", everything, unix.IPPROTO_TCP, 0, true, true},
-		{"everything, fragment of ICMP", everything, unix.IPPROTO_ICMP, 0, true, false},
-		{"last entry", last, unix.IPPROTO_TCP, 443, false, true},
-		{"beyond the number", beyond, unix.IPPROTO_TCP, 8000, false, false},
-		{"number out of range", tooMany, unix.IPPROTO_TCP, 443, false, true},
-		{"no entry", none, unix.IPPROTO_TCP, 80, false, false},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			in := verdicts.Case{Rule: c.rule, Proto: c.proto, Port: c.port, Fragment: bit(c.fragment)}
-			check(t, j, "rule", in, answer{yes: c.want})
 		})
 	}
 }
@@ -270,9 +204,9 @@ func TestSocket(t *testing.T) {
 	}
 	for _, k := range kinds {
 		t.Run(k.name, func(t *testing.T) {
-			in := verdicts.Case{Role: uint32(RoleApp), Type: k.kind, Proto: k.proto}
+			in := verdicts.Case{Role: uint32(RoleApp), Type: k.kind, Proto: k.proto, Policy: meshPolicy()}
 			check(t, j, "socket", in, answer{verdict: k.want})
-			in.NonTcp = 1
+			in.Policy.Flags = PolicyNonTCP
 			want := k.want
 			if want == denyICMP {
 				want = allow
@@ -290,13 +224,103 @@ func TestSocket(t *testing.T) {
 	}
 }
 
+// A container with rules has sockets for what they are about, whatever its role
+// and whatever else the policy lets apps do.
+func TestSocketOfRuled(t *testing.T) {
+	j := loaded(t).judge
+	const icmp4, icmp6, streams = SubjectRuled | SubjectICMP, SubjectRuled | SubjectICMPv6, SubjectRuled | SubjectSCTP
+	for _, c := range []struct {
+		name        string
+		kind, proto uint32
+		flags       uint16
+		want        verdict
+	}{
+		{"TCP", unix.SOCK_STREAM, unix.IPPROTO_TCP, SubjectRuled, allow},
+		{"UDP", unix.SOCK_DGRAM, unix.IPPROTO_UDP, SubjectRuled, allow},
+		{"ping", unix.SOCK_DGRAM, unix.IPPROTO_ICMP, SubjectRuled, denyICMP},
+		{"ping by a rule", unix.SOCK_DGRAM, unix.IPPROTO_ICMP, icmp4, allow},
+		{"ping by a rule for ICMPv6", unix.SOCK_DGRAM, unix.IPPROTO_ICMP, icmp6, denyICMP},
+		{"ping6", unix.SOCK_DGRAM, unix.IPPROTO_ICMPV6, SubjectRuled, denyICMP},
+		{"ping6 by a rule", unix.SOCK_DGRAM, unix.IPPROTO_ICMPV6, icmp6, allow},
+		{"ping6 by a rule for ICMP", unix.SOCK_DGRAM, unix.IPPROTO_ICMPV6, icmp4, denyICMP},
+		{"raw ICMP", unix.SOCK_RAW, unix.IPPROTO_ICMP, SubjectRuled, denyICMP},
+		{"raw ICMP by a rule", unix.SOCK_RAW, unix.IPPROTO_ICMP, icmp4, allow},
+		{"raw ICMPv6 by a rule", unix.SOCK_RAW, unix.IPPROTO_ICMPV6, icmp6, allow},
+		{"raw TCP", unix.SOCK_RAW, unix.IPPROTO_TCP, icmp4 | icmp6 | streams, denyRaw},
+		{"raw UDP", unix.SOCK_RAW, unix.IPPROTO_UDP, icmp4 | icmp6 | streams, denyRaw},
+		{"raw SCTP", unix.SOCK_RAW, sctp, streams, denyRaw},
+		{"raw", unix.SOCK_RAW, unix.IPPROTO_RAW, icmp4 | icmp6 | streams, denyRaw},
+		{"SCTP", unix.SOCK_STREAM, sctp, icmp4 | icmp6, denyProtocol},
+		{"SCTP by a rule", unix.SOCK_STREAM, sctp, streams, allow},
+		{"SCTP of messages by a rule", unix.SOCK_SEQPACKET, sctp, streams, allow},
+		{"MPTCP", unix.SOCK_STREAM, unix.IPPROTO_MPTCP, streams, denyProtocol},
+		{"UDP-Lite", unix.SOCK_DGRAM, udpLite, streams, denyProtocol},
+		{"DCCP", unix.SOCK_DCCP, unix.IPPROTO_DCCP, streams, denyProtocol},
+		{"TCP as datagrams", unix.SOCK_DGRAM, unix.IPPROTO_TCP, SubjectRuled, denyProtocol},
+		{"UDP as a stream", unix.SOCK_STREAM, unix.IPPROTO_UDP, SubjectRuled, denyProtocol},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			for _, flags := range []uint32{0, PolicyNonTCP, PolicyAudit} {
+				in := verdicts.Case{Flags: uint32(c.flags), Type: c.kind, Proto: c.proto}
+				in.Policy.Flags = flags
+				for _, role := range []Role{RoleApp, RoleSidecar, RoleExempt} {
+					in.Role = uint32(role)
+					check(t, j, "socket", in, answer{verdict: c.want})
+				}
+				for _, r := range otherRoles {
+					if in.Role = r.role; !r.free {
+						check(t, j, "socket", in, answer{verdict: r.deny})
+					}
+				}
+			}
+		})
+	}
+}
+
+// An executable that may have no sockets has none, rules or not.
+func TestSocketOfExecutable(t *testing.T) {
+	j := loaded(t).judge
+	for _, role := range []Role{RoleApp, RoleSidecar, RoleExempt} {
+		for _, flags := range []uint16{0, SubjectRuled} {
+			in := verdicts.Case{Role: uint32(role), Flags: uint32(flags), Type: unix.SOCK_STREAM, Proto: unix.IPPROTO_TCP}
+			check(t, j, "socket", in, answer{verdict: allow}) // nobody asked
+			in.Flags |= uint32(SubjectProcesses)
+			check(t, j, "socket", in, answer{verdict: denyProcess})
+			in.ProcessOk = 1
+			check(t, j, "socket", in, answer{verdict: allow})
+			// It may then do what others may.
+			in.Type = unix.SOCK_RAW
+			want := denyRaw
+			if role != RoleApp && flags == 0 {
+				want = allow
+			}
+			check(t, j, "socket", in, answer{verdict: want})
+		}
+	}
+	for _, r := range otherRoles {
+		if in := (verdicts.Case{Role: r.role, Flags: uint32(SubjectProcesses)}); !r.free {
+			check(t, j, "socket", in, answer{verdict: r.deny})
+		}
+	}
+}
+
+func TestInsideVerdict(t *testing.T) {
+	j := loaded(t).judge
+	for inside, want := range map[verdicts.Inside]verdict{
+		verdicts.InsideAllow: allowLocal, verdicts.InsideEgress: denyPolicyEgress, verdicts.InsideIngress: denyPolicyIngress,
+		3: denyPolicyIngress, 255: denyPolicyIngress, // what is no answer lets nothing through
+	} {
+		check(t, j, "inside", verdicts.Case{Inside: inside, Count: uint32(allowLocal.counter)}, answer{verdict: want})
+	}
+}
+
 func TestConnect(t *testing.T) {
 	j := loaded(t).judge
 	const dns, nonTCP, noDNS = 1, 2, 4
 	for _, c := range []struct {
 		name string
 		flow verdicts.Flow
-		pod  int
+		opts int
 		want verdict
 	}{
 		{"TCP", verdicts.Flow{Proto: 6, Port: 443}, 0, redirect},
@@ -304,16 +328,16 @@ func TestConnect(t *testing.T) {
 		{"TCP to port 0", verdicts.Flow{Proto: 6}, 0, redirect},
 		{"TCP where other things go directly", verdicts.Flow{Proto: 6, Port: 443}, nonTCP, redirect},
 		{"TCP inside the pod", verdicts.Flow{Proto: 6, Port: 8080, Local: 1}, 0, allowLocal},
-		{"TCP by rule", verdicts.Flow{Proto: 6, Port: 443, EgressRule: 1}, 0, allowDirect},
-		{"TCP inside the pod, by rule", verdicts.Flow{Proto: 6, Local: 1, EgressRule: 1}, 0, allowLocal},
-		{"a rule for the other way", verdicts.Flow{Proto: 6, Port: 443, IngressRule: 1}, 0, redirect},
+		{"TCP by exclusion", verdicts.Flow{Proto: 6, Port: 443, Excluded: 1}, 0, allowDirect},
+		{"TCP inside the pod, excluded", verdicts.Flow{Proto: 6, Local: 1, Excluded: 1}, 0, allowLocal},
+		{"a rule of a container that has none", verdicts.Flow{Proto: 6, Port: 443, Permitted: 1}, 0, redirect},
 		{"UDP", verdicts.Flow{Proto: 17, Port: 4433}, 0, denyUDP},
-		{"UDP by rule", verdicts.Flow{Proto: 17, Port: 4433, EgressRule: 1}, 0, allowDirect},
-		{"UDP with a rule for the other way", verdicts.Flow{Proto: 17, Port: 4433, IngressRule: 1}, 0, denyUDP},
+		{"UDP by exclusion", verdicts.Flow{Proto: 17, Port: 4433, Excluded: 1}, 0, allowDirect},
+		{"UDP with a rule of a container that has none", verdicts.Flow{Proto: 17, Port: 4433, Permitted: 1}, 0, denyUDP},
 		{"UDP inside the pod", verdicts.Flow{Proto: 17, Port: 53, Local: 1}, 0, allowLocal},
 		{"UDP where it goes directly", verdicts.Flow{Proto: 17, Port: 4433}, nonTCP, allowDirect},
 		{"DNS", verdicts.Flow{Proto: 17, Port: 53}, 0, redirectDNS},
-		{"DNS by rule", verdicts.Flow{Proto: 17, Port: 53, EgressRule: 1}, 0, allowDirect},
+		{"DNS by exclusion", verdicts.Flow{Proto: 17, Port: 53, Excluded: 1}, 0, allowDirect},
 		{"DNS where UDP goes directly", verdicts.Flow{Proto: 17, Port: 53}, nonTCP, redirectDNS},
 		{"DNS of a pod that does not redirect it", verdicts.Flow{Proto: 17, Port: 53}, noDNS, denyUDP},
 		{"such DNS where UDP goes directly", verdicts.Flow{Proto: 17, Port: 53}, noDNS | nonTCP, allowDirect},
@@ -329,19 +353,22 @@ func TestConnect(t *testing.T) {
 		{"protocol 255", verdicts.Flow{Proto: 255}, nonTCP, denyProtocol},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			in := verdicts.Case{Role: uint32(RoleApp), Flow: c.flow, Pod: meshPod()}
-			if c.pod&nonTCP != 0 {
-				in.Pod.Flags |= PodNonTCP
+			in := verdicts.Case{Role: uint32(RoleApp), Flow: c.flow, Policy: meshPolicy()}
+			if c.opts&nonTCP != 0 {
+				in.Policy.Flags |= PolicyNonTCP
 			}
-			if c.pod&noDNS != 0 {
-				in.Pod.Dns = 0
+			if c.opts&noDNS != 0 {
+				in.Policy.Dns = 0
 			}
-			in.Pod.Flags |= PodSockName // says nothing about this
+			in.Policy.Flags |= PolicySockName | PolicyRuled | PolicyAudit // say nothing about this
 			check(t, j, "connect", in, answer{verdict: c.want})
 			for _, r := range otherRoles {
 				in.Role = r.role
 				want := r.deny
-				if r.free {
+				switch {
+				case r.free && c.flow.Local != 0:
+					want = allowLocal
+				case r.free:
 					want = allowDirect
 				}
 				check(t, j, "connect", in, answer{verdict: want})
@@ -350,9 +377,59 @@ func TestConnect(t *testing.T) {
 	}
 }
 
+// A container with rules may what they let it; which way that goes, the rest of
+// its policy says. Everybody else may go directly.
+func TestConnectOfRuled(t *testing.T) {
+	j := loaded(t).judge
+	const egress, ingress = uint8(verdicts.InsideEgress), uint8(verdicts.InsideIngress)
+	for _, c := range []struct {
+		name         string
+		flow         verdicts.Flow
+		app, sidecar verdict
+	}{
+		{"TCP without a rule", verdicts.Flow{Proto: 6, Port: 443}, denyPolicyEgress, denyPolicyEgress},
+		{"TCP by rule", verdicts.Flow{Proto: 6, Port: 443, Permitted: 1}, redirect, allowDirect},
+		{"TCP, excluded, without a rule", verdicts.Flow{Proto: 6, Port: 443, Excluded: 1}, denyPolicyEgress, denyPolicyEgress},
+		{"TCP, excluded, by rule", verdicts.Flow{Proto: 6, Port: 443, Excluded: 1, Permitted: 1}, allowDirect, allowDirect},
+		{"DNS without a rule", verdicts.Flow{Proto: 17, Port: 53}, denyPolicyEgress, denyPolicyEgress},
+		{"DNS by rule", verdicts.Flow{Proto: 17, Port: 53, Permitted: 1}, redirectDNS, allowDirect},
+		{"DNS, excluded, by rule", verdicts.Flow{Proto: 17, Port: 53, Excluded: 1, Permitted: 1}, allowDirect, allowDirect},
+		{"UDP without a rule", verdicts.Flow{Proto: 17, Port: 4433}, denyPolicyEgress, denyPolicyEgress},
+		{"UDP by rule", verdicts.Flow{Proto: 17, Port: 4433, Permitted: 1}, allowDirect, allowDirect},
+		{"ICMP without a rule", verdicts.Flow{Proto: 1}, denyPolicyEgress, denyPolicyEgress},
+		{"ICMP by rule", verdicts.Flow{Proto: 1, Permitted: 1}, allowDirect, allowDirect},
+		{"ICMPv6 by rule", verdicts.Flow{Proto: 58, Permitted: 1}, allowDirect, allowDirect},
+		{"SCTP by rule", verdicts.Flow{Proto: sctp, Port: 53, Permitted: 1}, allowDirect, allowDirect},
+		{"SCTP without a rule", verdicts.Flow{Proto: sctp, Port: 53}, denyPolicyEgress, denyPolicyEgress},
+		{"inside the pod", verdicts.Flow{Proto: 6, Local: 1}, allowLocal, allowLocal},
+		{"inside the pod, the sender may not", verdicts.Flow{Proto: 6, Local: 1, Inside: egress, Permitted: 1, Excluded: 1}, denyPolicyEgress, denyPolicyEgress},
+		{"inside the pod, the receiver wants it not", verdicts.Flow{Proto: 17, Local: 1, Inside: ingress, Permitted: 1, Excluded: 1}, denyPolicyIngress, denyPolicyIngress},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			// That apps may send UDP directly is not said of one with rules.
+			for _, flags := range []uint32{PolicyRuled, PolicyRuled | PolicyNonTCP} {
+				in := verdicts.Case{Role: uint32(RoleApp), Flow: c.flow, Policy: meshPolicy()}
+				in.Policy.Flags, in.Flow.Ruled = flags, 1
+				check(t, j, "connect", in, answer{verdict: c.app})
+				for _, r := range otherRoles {
+					in.Role = r.role
+					want := r.deny
+					if r.free {
+						want = c.sidecar
+					}
+					check(t, j, "connect", in, answer{verdict: want})
+				}
+			}
+		})
+	}
+	// The receiver's rules are for a sender without any.
+	in := verdicts.Case{Role: uint32(RoleExempt), Flow: verdicts.Flow{Proto: 6, Local: 1, Inside: ingress}}
+	check(t, j, "connect", in, answer{verdict: denyPolicyIngress})
+}
+
 func TestBind(t *testing.T) {
 	j := loaded(t).judge
-	in := verdicts.Case{Pod: meshPod()}
+	in := verdicts.Case{Policy: meshPolicy()}
 	for _, c := range []struct {
 		name         string
 		role         uint32
@@ -378,7 +455,7 @@ func TestBind(t *testing.T) {
 		})
 	}
 	// Port 0 lets the kernel choose, also where a range has it.
-	in.Pod.Reserved, in.Pod.Nreserved = ports(0, 1023)
+	in.Policy.Reserved, in.Policy.Nreserved = ports(0, 1023)
 	in.Role, in.Port = uint32(RoleApp), 0
 	check(t, j, "bind", in, answer{verdict: allow})
 	in.Port = 1
@@ -397,11 +474,11 @@ func TestPackets(t *testing.T) {
 		{"TCP", verdicts.Flow{Proto: 6, Port: 80}, false, denyEgress, denyIngress},
 		{"TCP where other things go directly", verdicts.Flow{Proto: 6, Port: 80}, nonTCP, denyEgress, denyIngress},
 		{"TCP inside the pod, on lo", verdicts.Flow{Proto: 6, Local: 1, LoopbackDevice: 1}, false, allow, allow},
-		{"own address, on another device", verdicts.Flow{Proto: 6, Local: 1}, false, denyEgress, denyIngress},
-		{"other address, on lo", verdicts.Flow{Proto: 6, LoopbackDevice: 1}, false, denyEgress, allow},
-		{"UDP to another address, on lo", verdicts.Flow{Proto: 17, LoopbackDevice: 1}, nonTCP, denyEgress, allow},
-		{"by rule", verdicts.Flow{Proto: 6, EgressRule: 1}, false, allow, allow},
-		{"answer of what a rule let in", verdicts.Flow{Proto: 6, IngressRule: 1}, false, allow, allow},
+		{"own address, on another device", verdicts.Flow{Proto: 6}, false, denyEgress, denyIngress},
+		{"other address, on lo", verdicts.Flow{Proto: 6, LoopbackDevice: 1}, false, denyEgress, denyIngress},
+		{"UDP to another address, on lo", verdicts.Flow{Proto: 17, LoopbackDevice: 1}, nonTCP, denyEgress, denyIngress},
+		{"by exclusion", verdicts.Flow{Proto: 6, Excluded: 1}, false, allow, allow},
+		{"by a rule of a container that has none", verdicts.Flow{Proto: 6, Permitted: 1}, false, denyEgress, denyIngress},
 		{"UDP", verdicts.Flow{Proto: 17}, false, denyEgress, denyIngress},
 		{"UDP where it goes directly", verdicts.Flow{Proto: 17}, nonTCP, allow, allow},
 		{"ICMP", verdicts.Flow{Proto: 1}, false, denyEgress, denyIngress},
@@ -412,14 +489,14 @@ func TestPackets(t *testing.T) {
 		{"protocol 0 where other things go directly", verdicts.Flow{}, nonTCP, denyEgress, denyIngress},
 		{"fragment", verdicts.Flow{Proto: 17, Fragment: 1}, false, denyFragment, denyFragment},
 		{"fragment of TCP", verdicts.Flow{Proto: 6, Fragment: 1}, nonTCP, denyFragment, denyFragment},
-		{"fragment by rule", verdicts.Flow{Proto: 17, Fragment: 1, EgressRule: 1}, false, allow, allow},
+		{"fragment by exclusion", verdicts.Flow{Proto: 17, Fragment: 1, Excluded: 1}, false, allow, allow},
 		{"fragment where UDP goes directly", verdicts.Flow{Proto: 17, Fragment: 1}, nonTCP, allow, allow},
 		{"fragment on lo", verdicts.Flow{Proto: 17, Fragment: 1, Local: 1, LoopbackDevice: 1}, false, allow, allow},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			in := verdicts.Case{Role: uint32(RoleApp), Flow: c.flow, Pod: meshPod()}
+			in := verdicts.Case{Role: uint32(RoleApp), Flow: c.flow, Policy: meshPolicy()}
 			if c.nonTCP {
-				in.Pod.Flags |= PodNonTCP
+				in.Policy.Flags |= PolicyNonTCP
 			}
 			check(t, j, "packet_out", in, answer{verdict: c.out})
 			check(t, j, "packet_in", in, answer{verdict: c.in})
@@ -436,13 +513,62 @@ func TestPackets(t *testing.T) {
 	}
 }
 
+func TestPacketsOfRuled(t *testing.T) {
+	j := loaded(t).judge
+	const egress, ingress = uint8(verdicts.InsideEgress), uint8(verdicts.InsideIngress)
+	both := func(v verdict) [2]verdict { return [2]verdict{v, v} }
+	none := [2]verdict{denyPolicyEgress, denyPolicyIngress}
+	round := [2]verdict{denyEgress, denyIngress}
+	for _, c := range []struct {
+		name         string
+		flow         verdicts.Flow
+		app, sidecar [2]verdict // out and in
+	}{
+		{"TCP without a rule", verdicts.Flow{Proto: 6}, none, none},
+		{"TCP by rule goes through the sidecar", verdicts.Flow{Proto: 6, Permitted: 1}, round, both(allow)},
+		{"TCP, excluded, without a rule", verdicts.Flow{Proto: 6, Excluded: 1}, none, none},
+		{"TCP, excluded, by rule", verdicts.Flow{Proto: 6, Excluded: 1, Permitted: 1}, both(allow), both(allow)},
+		{"UDP without a rule", verdicts.Flow{Proto: 17}, none, none},
+		{"UDP by rule", verdicts.Flow{Proto: 17, Permitted: 1}, both(allow), both(allow)},
+		{"UDP by rule, on lo", verdicts.Flow{Proto: 17, Permitted: 1, LoopbackDevice: 1}, round, both(allow)},
+		{"ICMP by rule", verdicts.Flow{Proto: 1, Permitted: 1}, both(allow), both(allow)},
+		{"ICMPv6 without a rule", verdicts.Flow{Proto: 58}, none, none},
+		{"SCTP by rule", verdicts.Flow{Proto: sctp, Permitted: 1}, both(allow), both(allow)},
+		{"GRE without a rule", verdicts.Flow{Proto: gre}, none, none},
+		{"fragment without a rule", verdicts.Flow{Proto: 17, Fragment: 1}, both(denyFragment), both(denyFragment)},
+		{"fragment by rule", verdicts.Flow{Proto: 17, Fragment: 1, Permitted: 1}, both(allow), both(allow)},
+		{"fragment of TCP by rule", verdicts.Flow{Proto: 6, Fragment: 1, Permitted: 1}, both(denyFragment), both(allow)},
+		{"inside the pod", verdicts.Flow{Proto: 6, Local: 1, LoopbackDevice: 1}, both(allow), both(allow)},
+		{"inside the pod, the sender may not", verdicts.Flow{Proto: 6, Local: 1, Inside: egress, Permitted: 1, Excluded: 1}, both(denyPolicyEgress), both(denyPolicyEgress)},
+		{"inside the pod, the receiver wants it not", verdicts.Flow{Proto: 17, Local: 1, Inside: ingress, Permitted: 1, Excluded: 1}, both(denyPolicyIngress), both(denyPolicyIngress)},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			for _, flags := range []uint32{PolicyRuled, PolicyRuled | PolicyNonTCP} {
+				in := verdicts.Case{Role: uint32(RoleApp), Flow: c.flow, Policy: meshPolicy()}
+				in.Policy.Flags, in.Flow.Ruled = flags, 1
+				check(t, j, "packet_out", in, answer{verdict: c.app[0]})
+				check(t, j, "packet_in", in, answer{verdict: c.app[1]})
+				for _, r := range otherRoles {
+					in.Role = r.role
+					want := both(r.deny)
+					if r.free {
+						want = c.sidecar
+					}
+					check(t, j, "packet_out", in, answer{verdict: want[0]})
+					check(t, j, "packet_in", in, answer{verdict: want[1]})
+				}
+			}
+		})
+	}
+}
+
 func TestSteer(t *testing.T) {
 	j := loaded(t).judge
 	const none, inbound, outbound, refuse = verdicts.SteerNone, verdicts.SteerInbound, verdicts.SteerOutbound, verdicts.SteerRefuse
 	for _, c := range []struct {
-		name                  string
-		port                  uint16
-		inside, outside, rule verdicts.Steer // rule: from outside, by rule
+		name                      string
+		port                      uint16
+		inside, outside, excluded verdicts.Steer // excluded: from outside
 	}{
 		{"app's port", 8080, none, inbound, none},
 		{"port 53", 53, none, inbound, none},
@@ -455,25 +581,25 @@ func TestSteer(t *testing.T) {
 		{"beside health", 15022, none, inbound, none},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			in := verdicts.Case{Port: c.port, Pod: meshPod()}
+			in := verdicts.Case{Port: c.port, Policy: meshPolicy()}
 			check(t, j, "steer", in, answer{steer: c.inside})
 			in.FromOutside = 1
 			check(t, j, "steer", in, answer{steer: c.outside})
-			in.IngressRule = 1
-			check(t, j, "steer", in, answer{steer: c.rule})
+			in.Excluded = 1
+			check(t, j, "steer", in, answer{steer: c.excluded})
 		})
 	}
 	t.Run("one port for both ways", func(t *testing.T) {
-		in := verdicts.Case{Port: 15001, Pod: meshPod()}
-		in.Pod.Inbound = 15001
+		in := verdicts.Case{Port: 15001, Policy: meshPolicy()}
+		in.Policy.Inbound = 15001
 		check(t, j, "steer", in, answer{steer: outbound})
 		in.FromOutside = 1
 		check(t, j, "steer", in, answer{steer: refuse})
 	})
 	t.Run("no DNS port", func(t *testing.T) {
-		in := verdicts.Case{Port: 15053, Pod: meshPod(), FromOutside: 1}
-		in.Pod.Dns = 0
-		in.Pod.Reserved, in.Pod.Nreserved = ports(15001, 15001)
+		in := verdicts.Case{Port: 15053, Policy: meshPolicy(), FromOutside: 1}
+		in.Policy.Dns = 0
+		in.Policy.Reserved, in.Policy.Nreserved = ports(15001, 15001)
 		check(t, j, "steer", in, answer{steer: inbound})
 		in.Port = 0
 		check(t, j, "steer", in, answer{steer: inbound})
@@ -579,23 +705,24 @@ func (d *dice) caseOf() verdicts.Case {
 		Type:        pick(d, 1, 1, 2, 2, 3, 0, 5, 10, uint32(d.u64())),
 		Proto:       pick(d, uint32(d.proto()), uint32(d.proto()), unix.IPPROTO_MPTCP),
 		Port:        d.port(),
-		Fragment:    d.bit(), NonTcp: d.bit(), FromOutside: d.bit(), IngressRule: d.bit(),
-		HasSock: 1 - d.seldom(), HasContainer: 1 - d.seldom(),
+		Flags:       pick(d, uint32(d.byte()), uint32(d.byte()), uint32(d.u64())),
+		Inside:      verdicts.Inside(pick(d, 0, 1, 2, uint32(d.byte()))),
+		Count:       uint32(d.byte()) % 8, // no drop
+		ProcessOk:   d.bit(),
+		FromOutside: d.bit(),
+		Excluded:    d.bit(),
+		HasSock:     1 - d.seldom(), HasContainer: 1 - d.seldom(),
 	}
-	c.Pod = verdicts.Pod{
+	c.Policy = verdicts.Policy{
 		Outbound: d.port(), Inbound: d.port(), Dns: d.port(),
-		Flags: d.byte() & 3, Nreserved: pick(d, 0, 1, 2, uint8(MaxReserved), d.byte()),
+		Flags: uint32(d.byte()), Nreserved: pick(d, 0, 1, 2, uint16(MaxReserved), uint16(d.byte())<<8|uint16(d.byte())),
 	}
-	for i := range c.Pod.Reserved {
-		c.Pod.Reserved[i] = verdicts.Ports{Lo: d.port(), Hi: d.port()}
+	for i := range c.Policy.Reserved {
+		c.Policy.Reserved[i] = verdicts.Ports{Lo: d.port(), Hi: d.port()}
 	}
 	c.Flow = verdicts.Flow{
-		Proto: d.proto(), Local: d.bit(), Fragment: d.bit(), EgressRule: d.seldom(), IngressRule: d.seldom(),
-		LoopbackDevice: d.bit(), Port: d.port(),
-	}
-	c.Rule.N = pick(d, 0, 1, 2, uint32(MaxRulePorts), uint32(d.byte()))
-	for i := range c.Rule.P {
-		c.Rule.P[i] = verdicts.RulePort{Lo: d.port(), Hi: d.port(), Proto: verdicts.Proto(pick(d, 0, 6, 17, d.byte()))}
+		Proto: d.proto(), Local: d.bit(), Fragment: d.bit(), Excluded: d.seldom(), Ruled: d.bit(), Permitted: d.bit(),
+		Inside: pick(d, 0, 0, 0, 1, 2, d.byte()), LoopbackDevice: d.bit(), Port: d.port(),
 	}
 	return c
 }
@@ -635,24 +762,67 @@ func FuzzVerdicts(f *testing.F) {
 
 // properties are what must hold of any input, whatever else changes.
 var properties = map[string]func(*verdicts.Case, func(string) answer) error{
-	"an app leaves the pod by rule alone": func(c *verdicts.Case, run func(string) answer) error {
-		c.Role, c.Flow.Local, c.Flow.EgressRule = uint32(RoleApp), 0, 0
-		c.Pod.Flags &^= PodNonTCP
+	"an app without rules leaves the pod by exclusion alone": func(c *verdicts.Case, run func(string) answer) error {
+		c.Role, c.Flow.Local, c.Flow.Ruled, c.Flow.Excluded = uint32(RoleApp), 0, 0, 0
+		c.Policy.Flags &^= PolicyNonTCP
 		if got := run("connect"); got.action == verdicts.Allow {
 			return fmt.Errorf("connect is %+v", got)
 		}
-		c.Flow.IngressRule = 0
 		if got := run("packet_out"); got.action != verdicts.Deny {
 			return fmt.Errorf("packet_out is %+v", got)
 		}
-		c.Flow.LoopbackDevice = 0
 		if got := run("packet_in"); got.action != verdicts.Deny {
 			return fmt.Errorf("packet_in is %+v", got)
 		}
 		return nil
 	},
-	"TCP of an app never goes directly without a rule": func(c *verdicts.Case, run func(string) answer) error {
-		c.Role, c.Flow.Local, c.Flow.EgressRule, c.Flow.IngressRule, c.Flow.Proto = uint32(RoleApp), 0, 0, 0, unix.IPPROTO_TCP
+	"a container with rules gets nothing without one": func(c *verdicts.Case, run func(string) answer) error {
+		c.Flow.Local, c.Flow.Ruled, c.Flow.Permitted = 0, 1, 0
+		for _, name := range []string{"connect", "packet_out", "packet_in"} {
+			if got := run(name); got.action != verdicts.Deny {
+				return fmt.Errorf("%s is %+v", name, got)
+			}
+		}
+		return nil
+	},
+	"a rule lets a container do no more than it could without any, but for what a sidecar cannot carry": func(c *verdicts.Case, run func(string) answer) error {
+		c.Role, c.Flow.Local, c.Flow.Ruled, c.Flow.Permitted, c.Flow.Proto = uint32(RoleApp), 0, 1, 1, unix.IPPROTO_TCP
+		for _, name := range []string{"connect", "packet_out", "packet_in"} {
+			c.Flow.Ruled = 1
+			with := run(name)
+			c.Flow.Ruled = 0
+			if without := run(name); with != without {
+				return fmt.Errorf("%s is %+v with a rule, %+v without", name, with, without)
+			}
+		}
+		return nil
+	},
+	"inside the pod the rules of both ends decide alone": func(c *verdicts.Case, run func(string) answer) error {
+		c.Role, c.Flow.Local = 1+c.Role%3, 1
+		c.Inside, c.Count = verdicts.Inside(c.Flow.Inside), 0
+		want := run("inside")
+		for _, name := range []string{"packet_out", "packet_in"} {
+			if got := run(name); got != want {
+				return fmt.Errorf("%s is %+v, want %+v", name, got, want)
+			}
+		}
+		if got := run("connect"); got.action != want.action {
+			return fmt.Errorf("connect is %+v, want %+v", got, want)
+		}
+		return nil
+	},
+	"rules never let a container have a raw socket but of ICMP": func(c *verdicts.Case, run func(string) answer) error {
+		c.Flags, c.Type = c.Flags|uint32(SubjectRuled), unix.SOCK_RAW
+		if icmp(c.Proto) {
+			return nil
+		}
+		if got := run("socket"); got.action != verdicts.Deny {
+			return fmt.Errorf("socket is %+v", got)
+		}
+		return nil
+	},
+	"TCP of an app never goes directly without an exclusion": func(c *verdicts.Case, run func(string) answer) error {
+		c.Role, c.Flow.Local, c.Flow.Excluded, c.Flow.Permitted, c.Flow.Proto = uint32(RoleApp), 0, 0, 1, unix.IPPROTO_TCP
 		if got := run("connect"); got.action != verdicts.Redirect {
 			return fmt.Errorf("connect is %+v", got)
 		}
@@ -662,7 +832,7 @@ var properties = map[string]func(*verdicts.Case, func(string) answer) error{
 		return nil
 	},
 	"what is not TCP, UDP or ICMP never leaves without a rule": func(c *verdicts.Case, run func(string) answer) error {
-		c.Role, c.Flow.Local, c.Flow.EgressRule, c.Flow.IngressRule = uint32(RoleApp), 0, 0, 0
+		c.Role, c.Flow.Local, c.Flow.Excluded, c.Flow.Permitted = uint32(RoleApp), 0, 0, 0
 		if slices.Contains([]uint8{6, 17, 1, 58}, c.Flow.Proto) {
 			c.Flow.Proto = sctp
 		}
@@ -673,8 +843,8 @@ var properties = map[string]func(*verdicts.Case, func(string) answer) error{
 		}
 		return nil
 	},
-	"from outside only ruled and reserved ports get the kernel's lookup": func(c *verdicts.Case, run func(string) answer) error {
-		c.FromOutside, c.IngressRule = 1, 0
+	"from outside only excluded and reserved ports get the kernel's lookup": func(c *verdicts.Case, run func(string) answer) error {
+		c.FromOutside, c.Excluded = 1, 0
 		if run("reserved").yes {
 			return nil
 		}
@@ -684,7 +854,7 @@ var properties = map[string]func(*verdicts.Case, func(string) answer) error{
 		return nil
 	},
 	"the outbound port is never reached from outside": func(c *verdicts.Case, run func(string) answer) error {
-		c.FromOutside, c.Port = 1, c.Pod.Outbound
+		c.FromOutside, c.Port = 1, c.Policy.Outbound
 		if got := run("steer"); got.steer != verdicts.SteerRefuse {
 			return fmt.Errorf("steer is %+v", got)
 		}
@@ -733,20 +903,6 @@ var properties = map[string]func(*verdicts.Case, func(string) answer) error{
 		same := c.Sock.NetnsCookie == c.NetnsCookie && c.Container.NetnsCookie == c.NetnsCookie && c.Sock.CgroupId == c.Container.CgroupId
 		if !same || c.HasSock == 0 || c.HasContainer == 0 || Role(c.Sock.Role) == RoleDead {
 			return fmt.Errorf("guard says yes to %+v", c)
-		}
-		return nil
-	},
-	"a fragment is never allowed where its ports would not all be": func(c *verdicts.Case, run func(string) answer) error {
-		c.Fragment = 1
-		if !run("rule").yes {
-			return nil
-		}
-		c.Fragment = 0
-		if c.Port == 0 {
-			c.Port = 1
-		}
-		if !run("rule").yes {
-			return fmt.Errorf("a fragment passes, port %d does not", c.Port)
 		}
 		return nil
 	},

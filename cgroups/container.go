@@ -27,8 +27,15 @@ type Container struct {
 	Pod     string // sandbox id or name; may be empty
 	Runtime string // which front-end registers it
 	Role    policy.Role
-	Policy  *policy.Compiled
-	PID     int // its init process, which must not have run yet
+	// Policy is what its pod is under from now on. If it is nil, that is the
+	// policy named PolicyName as the kernel has it already.
+	Policy     *policy.Compiled
+	PolicyName string
+	Source     Source // of Policy
+	PID        int    // its init process, which must not have run yet
+	// Rootfs is the container's root directory as its init process sees it:
+	// "" once it has been made its root.
+	Rootfs string
 }
 
 func (c *Container) String() string { return cmp.Or(c.Name, c.ID) }
@@ -43,10 +50,6 @@ type Attached struct {
 // registers the container and attaches all programs to its cgroup: all or
 // nothing. A container that is attached already is left as it is.
 func (s *Store) Attach(ns *Netns, c *Container) (att Attached, err error) {
-	role, err := bpfRole(c)
-	if err != nil {
-		return att, err
-	}
 	host, err := ns.isHost()
 	if err != nil {
 		return att, err
@@ -65,27 +68,43 @@ func (s *Store) Attach(ns *Netns, c *Container) (att Attached, err error) {
 	}
 	att = Attached{Cookie: ns.Cookie, CgroupID: cg.ID}
 
+	pol, err := s.policyFor(c)
+	if err != nil {
+		return att, err
+	}
+	role, err := bpfRole(c.Role, policy.InitMode(pol.info.Init))
+	if err == nil && c.Name == "" && pol.entry.Flags&bpf.PolicyNames != 0 {
+		err = fmt.Errorf("policy %s has rules for containers by name, and its runtime does not tell its name: write rules for roles",
+			bpf.CString(pol.info.Name[:]))
+	}
+	if err != nil {
+		return att, errors.Join(fmt.Errorf("container %s: %w", c, err), s.dropUnusedPolicies())
+	}
 	dir := s.path("containers", cg.ID)
-	entry := bpf.Container{NetnsCookie: ns.Cookie, CgroupId: cg.ID, Role: role}
+	entry := bpf.Container{
+		NetnsCookie: ns.Cookie, CgroupId: cg.ID, Role: role, Subject: uint32(c.Role), Name: nameID(c.Name),
+	}
 	if done, err := s.attached(c, entry, dir); done || err != nil {
 		return att, err // createRuntime and prestart both listed
 	}
-	if err := s.checkSidecar(c, role, ns.Cookie); err != nil {
-		return att, err
-	}
-	pod, err := podEntry(c.Policy)
+	undoPod, err := s.makePod(c, role, ns, pol)
 	if err != nil {
-		return att, err
-	}
-	undoPod, err := s.ensurePod(c, ns, pod)
-	if err != nil {
-		return att, fmt.Errorf("manage pod of container %s: %w", c, err)
+		return att, errors.Join(err, s.dropUnusedPolicies())
 	}
 	err = s.transaction(dir, func(tmp string) error {
-		if err := s.putContainer(c, ns, entry); err != nil {
+		if err := s.putContainer(c, ns, entry, pol); err != nil {
 			return err
 		}
-		if err := attachAll(cg, bpf.ContainerHooks(role, pod), tmp, s.program); err != nil {
+		if c.Policy != nil {
+			if err := s.putExecutables(entry, c.Policy, fmt.Sprintf("/proc/%d/root%s", c.PID, c.Rootfs)); err != nil {
+				return err
+			}
+		}
+		hooks, err := s.hooksFor(entry, role, pol)
+		if err != nil {
+			return err
+		}
+		if err := attachAll(cg, hooks, tmp, s.program); err != nil {
 			return err
 		}
 		// The kernel made the storage with the first link, zeroed: a dead role.
@@ -96,9 +115,45 @@ func (s *Store) Attach(ns *Netns, c *Container) (att Attached, err error) {
 	})
 	if err != nil {
 		return att, errors.Join(fmt.Errorf("attach container %s: %w", c, explain(err)),
-			s.deleteContainer(cg.ID), undoPod())
+			s.deleteContainer(cg.ID), undoPod(), s.dropUnusedPolicies())
 	}
 	return att, nil
+}
+
+// policyFor returns the policy that the container's pod is to be under.
+func (s *Store) policyFor(c *Container) (*applied, error) {
+	if c.Policy != nil {
+		pol, err := s.usePolicy(c.Policy, c.Source)
+		if err != nil {
+			return nil, fmt.Errorf("policy %s of container %s: %w", c.Policy.Name, c, err)
+		}
+		return pol, nil
+	}
+	pol, err := s.appliedPolicy(c.PolicyName)
+	if err == nil && pol == nil {
+		err = fmt.Errorf("policy %q of container %s is not in the kernel", c.PolicyName, c)
+	}
+	return pol, err
+}
+
+// nameID is the second number of a container, 0 without a name.
+func nameID(name string) uint32 {
+	if name == "" {
+		return 0
+	}
+	return policy.NameID(name)
+}
+
+// makePod makes ns a pod in which the container may be.
+func (s *Store) makePod(c *Container, role bpf.Role, ns *Netns, pol *applied) (undo func() error, err error) {
+	if err := s.checkSidecar(c, role, ns.Cookie); err != nil {
+		return nil, err
+	}
+	undo, err = s.ensurePod(c, ns, pol)
+	if err != nil {
+		return nil, fmt.Errorf("manage pod of container %s: %w", c, err)
+	}
+	return undo, nil
 }
 
 // checkCgroup refuses a cgroup that is not the container's alone: what is
@@ -137,9 +192,9 @@ func (s *Store) attached(c *Container, want bpf.Container, dir string) (bool, er
 	return false, s.deleteContainer(want.CgroupId)
 }
 
-// bpfRole is the role as the programs know it.
-func bpfRole(c *Container) (bpf.Role, error) {
-	switch c.Role {
+// bpfRole is what the programs do for a role.
+func bpfRole(role policy.Role, init policy.InitMode) (bpf.Role, error) {
+	switch role {
 	case policy.RoleApp:
 		return bpf.RoleApp, nil
 	case policy.RoleSidecar:
@@ -147,7 +202,7 @@ func bpfRole(c *Container) (bpf.Role, error) {
 	case policy.RoleNone:
 		return bpf.RoleExempt, nil
 	case policy.RoleInit:
-		switch c.Policy.Init {
+		switch init {
 		case policy.InitSidecar:
 			return bpf.RoleApp, nil
 		case policy.InitDirect:
@@ -156,7 +211,7 @@ func bpfRole(c *Container) (bpf.Role, error) {
 			return bpf.RoleDenied, nil
 		}
 	}
-	return bpf.RoleDead, fmt.Errorf("container %s has no role: set sidegate/role", c)
+	return bpf.RoleDead, errors.New("it has no role: set sidegate/role")
 }
 
 // checkSidecar refuses a second living sidecar: ports can have one owner.
@@ -199,7 +254,7 @@ func (s *Store) info(id uint64) (bpf.ContainerInfo, error) {
 	return info, nil
 }
 
-func (s *Store) putContainer(c *Container, ns *Netns, entry bpf.Container) error {
+func (s *Store) putContainer(c *Container, ns *Netns, entry bpf.Container, pol *applied) error {
 	info := bpf.ContainerInfo{
 		Role:       uint8(c.Role),
 		Pid:        uint32(c.PID),
@@ -209,7 +264,7 @@ func (s *Store) putContainer(c *Container, ns *Netns, entry bpf.Container) error
 	bpf.SetCString(info.Id[:], c.ID)
 	bpf.SetCString(info.Name[:], c.Name)
 	bpf.SetCString(info.Pod[:], c.Pod)
-	bpf.SetCString(info.Policy[:], c.Policy.Name)
+	info.Policy = pol.info.Name
 	bpf.SetCString(info.Runtime[:], c.Runtime)
 	if err := s.maps.ContainerInfo.Put(entry.CgroupId, info); err != nil {
 		return fmt.Errorf("put container info: %w", err)
@@ -244,6 +299,9 @@ func (s *Store) deleteContainer(cgroupID uint64) error {
 			errs = append(errs, fmt.Errorf("delete container of cgroup %d: %w", cgroupID, err))
 		}
 	}
+	errs = append(errs,
+		deleteKeys(s.maps.Executables, func(k *bpf.Executable) bool { return k.CgroupId == cgroupID }),
+		deleteKeys(s.maps.Seen, func(k *bpf.Seen) bool { return k.CgroupId == cgroupID }))
 	if err := removePins(s.path("containers", cgroupID)); err != nil {
 		errs = append(errs, fmt.Errorf("detach container of cgroup %d: %w", cgroupID, err))
 	}
@@ -361,13 +419,16 @@ const waitInterval = 10 * time.Millisecond
 // WaitSidecar returns when the sidecar of the pod listens on its outbound
 // port. It holds no lock, so that the sidecar can be attached meanwhile.
 func WaitSidecar(ctx context.Context, state string, cookie uint64) error {
-	m, err := ebpf.LoadPinnedMap(filepath.Join(state, fmt.Sprintf("v%d", bpf.ABI), "maps", "listeners"), nil)
+	m, err := bpf.OpenMaps(func(name string) (*ebpf.Map, error) {
+		return ebpf.LoadPinnedMap(filepath.Join(state, fmt.Sprintf("v%d", bpf.ABI), "maps", name), nil)
+	})
 	if err != nil {
-		return fmt.Errorf("open map listeners: %w", err)
+		return fmt.Errorf("open maps: %w", err)
 	}
 	defer m.Close()
+	s := &Store{maps: m}
 	for {
-		ok, err := hasListener(m, cookie)
+		ok, err := s.hasListener(cookie)
 		if err != nil || ok {
 			return err
 		}
@@ -379,13 +440,23 @@ func WaitSidecar(ctx context.Context, state string, cookie uint64) error {
 	}
 }
 
-func hasListener(m *ebpf.Map, cookie uint64) (bool, error) {
-	key := bpf.ListenerKey{NetnsCookie: cookie, Kind: bpf.ListenOutbound}
+// hasListener tells whether the sidecar listens on the outbound port that its
+// policy says now.
+func (s *Store) hasListener(cookie uint64) (bool, error) {
+	var pod bpf.Pod
+	if err := s.maps.Pods.Lookup(cookie, &pod); err != nil {
+		return false, fmt.Errorf("look up pod: %w", err)
+	}
+	pol, err := s.policyAt(pod.Policy)
+	if err != nil {
+		return false, err
+	}
+	key := bpf.ListenerKey{NetnsCookie: cookie, Port: pol.entry.Outbound}
 	for v6 := range uint8(2) {
 		for slot := range uint8(bpf.ListenerSlots) {
 			key.Ipv6, key.Slot = v6, slot
 			var sock uint64
-			switch err := m.Lookup(key, &sock); {
+			switch err := s.maps.Listeners.Lookup(key, &sock); {
 			case err == nil:
 				return true, nil
 			case !errors.Is(err, ebpf.ErrKeyNotExist):

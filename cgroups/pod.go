@@ -18,19 +18,19 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"sidegate/bpf"
-	"sidegate/policy"
 )
 
 const (
-	pinLookup   = "lookup"
-	pinLoopback = "loopback"
-	pinDevice   = "device-" // and the device's index
-	pinHost     = "host-"   // and the index of the device's other end
+	pinLookup      = "lookup"
+	pinLoopback    = "loopback"
+	pinLoopbackOut = "loopback-out"
+	pinDevice      = "device-" // and the device's index
+	pinHost        = "host-"   // and the index of the device's other end
 )
 
 // ensurePod makes the container's network namespace a managed pod, or checks
 // that it is one under the same policy. The returned func undoes what it did.
-func (s *Store) ensurePod(c *Container, ns *Netns, want bpf.Pod) (undo func() error, err error) {
+func (s *Store) ensurePod(c *Container, ns *Netns, pol *applied) (undo func() error, err error) {
 	undo = func() error { return nil }
 	var have bpf.Pod
 	err = s.maps.Pods.Lookup(ns.Cookie, &have)
@@ -38,7 +38,7 @@ func (s *Store) ensurePod(c *Container, ns *Netns, want bpf.Pod) (undo func() er
 		return undo, fmt.Errorf("look up pod: %w", err)
 	}
 	if err == nil {
-		if err := s.checkPolicy(c, ns, want, have); err != nil {
+		if err := s.checkPolicy(c, pol, have); err != nil {
 			return undo, err
 		}
 		_, err := os.Stat(s.path("pods", ns.Cookie))
@@ -53,7 +53,7 @@ func (s *Store) ensurePod(c *Container, ns *Netns, want bpf.Pod) (undo func() er
 		return undo, err
 	}
 	undo = func() error { return s.removePod(ns.Cookie) }
-	if err := s.addPod(c, ns, want); err != nil {
+	if err := s.addPod(c, ns, pol); err != nil {
 		return undo, errors.Join(explain(err), undo())
 	}
 	return undo, nil
@@ -61,44 +61,22 @@ func (s *Store) ensurePod(c *Container, ns *Netns, want bpf.Pod) (undo func() er
 
 // checkPolicy compares with what the pod's first container brought. One pod
 // has one set of ports and rules.
-func (s *Store) checkPolicy(c *Container, ns *Netns, want, have bpf.Pod) error {
-	var info bpf.PodInfo
-	if err := s.maps.PodInfo.Lookup(ns.Cookie, &info); err != nil {
-		return fmt.Errorf("look up pod: %w", err)
+func (s *Store) checkPolicy(c *Container, want *applied, have bpf.Pod) error {
+	if have.Policy == want.slot {
+		return nil
 	}
-	name := bpf.CString(info.Policy[:])
-	if name != c.Policy.Name {
-		return fmt.Errorf("pod is under policy %q, container %s asks for %q: one pod has one policy, "+
-			"set sidegate/policy=%s on this container too", name, c, c.Policy.Name, name)
+	pol, err := s.policyAt(have.Policy)
+	if err != nil {
+		return err
 	}
-	if want != have {
-		return fmt.Errorf("policy %q has changed since this pod started: recreate the pod to apply it", name)
-	}
-	return nil
-}
-
-// podEntry translates a policy's ports.
-func podEntry(p *policy.Compiled) (bpf.Pod, error) {
-	e := bpf.Pod{Outbound: p.Outbound, Inbound: p.Inbound, Dns: p.DNS}
-	if p.NonTCP == policy.ActionAllow {
-		e.Flags |= bpf.PodNonTCP
-	}
-	if p.Getsockname == policy.SockNameOriginal {
-		e.Flags |= bpf.PodSockName
-	}
-	if len(p.Reserved) > bpf.MaxReserved {
-		return e, fmt.Errorf("policy %q reserves %d ranges of ports, at most %d can be enforced", p.Name, len(p.Reserved), bpf.MaxReserved)
-	}
-	for i, r := range p.Reserved {
-		e.Reserved[i] = bpf.Ports{Lo: r.First, Hi: r.Last}
-	}
-	e.Nreserved = uint8(len(p.Reserved))
-	return e, nil
+	name := bpf.CString(pol.info.Name[:])
+	return fmt.Errorf("pod is under policy %q, container %s asks for %q: one pod has one policy, "+
+		"set sidegate/policy=%s on this container too", name, c, bpf.CString(want.info.Name[:]), name)
 }
 
 // addPod attaches what a pod needs and makes the pod known last: from then on
 // the guard closes its namespace. The caller undoes it on error.
-func (s *Store) addPod(c *Container, ns *Netns, entry bpf.Pod) error {
+func (s *Store) addPod(c *Container, ns *Netns, pol *applied) error {
 	slot, progs, err := s.takeSlot()
 	if err != nil {
 		return err
@@ -107,7 +85,6 @@ func (s *Store) addPod(c *Container, ns *Netns, entry bpf.Pod) error {
 	// Before the slot is taken: what is left of a killed process is found by it.
 	info := bpf.PodInfo{Slot: slot, NetnsIno: ns.Ino, NetnsDev: ns.Dev}
 	bpf.SetCString(info.Pod[:], cmp.Or(c.Pod, c.ID))
-	bpf.SetCString(info.Policy[:], c.Policy.Name)
 	if err := s.maps.PodInfo.Put(ns.Cookie, info); err != nil {
 		return fmt.Errorf("put pod info: %w", err)
 	}
@@ -120,8 +97,10 @@ func (s *Store) addPod(c *Container, ns *Netns, entry bpf.Pod) error {
 	if err := s.maps.Pending.Put(ns.Cookie, uint64(0)); err != nil {
 		return fmt.Errorf("put pending connections: %w", err)
 	}
-	if err := s.putRules(ns.Cookie, c.Policy); err != nil {
-		return err
+	if pol.entry.Flags&bpf.PolicyWorld != 0 {
+		if err := s.putHostAddrs(); err != nil {
+			return err
+		}
 	}
 	return s.transaction(s.path("pods", ns.Cookie), func(tmp string) error {
 		var peers []peer
@@ -137,7 +116,7 @@ func (s *Store) addPod(c *Container, ns *Netns, entry bpf.Pod) error {
 			if peers, err = attachDevices(nl, progs, tmp); err != nil {
 				return err
 			}
-			return reservePorts("/proc/sys/net/ipv4", c.Policy.Reserved)
+			return reservePorts("/proc/sys/net/ipv4", pol.entry)
 		})
 		if err != nil {
 			return err
@@ -153,7 +132,7 @@ func (s *Store) addPod(c *Container, ns *Netns, entry bpf.Pod) error {
 		if err := l.Pin(filepath.Join(tmp, pinLookup)); err != nil {
 			return err
 		}
-		if err := s.maps.Pods.Put(ns.Cookie, entry); err != nil {
+		if err := s.maps.Pods.Put(ns.Cookie, bpf.Pod{Policy: pol.slot}); err != nil {
 			return fmt.Errorf("put pod: %w", err)
 		}
 		return nil
@@ -173,12 +152,18 @@ func attachDevices(nl *netlink.Handle, progs *bpf.PodPrograms, dir string) (peer
 	}
 	for _, l := range links {
 		a := l.Attrs()
-		hook := deviceHook{dev: l, prog: progs.Device, attach: ebpf.AttachTCXEgress, pin: filepath.Join(dir, fmt.Sprint(pinDevice, a.Index))}
+		hooks := []deviceHook{{dev: l, prog: progs.Device, attach: ebpf.AttachTCXEgress, pin: filepath.Join(dir, fmt.Sprint(pinDevice, a.Index))}}
 		if l.Type() == "loopback" || a.Name == "lo" {
-			hook.prog, hook.attach, hook.pin = progs.Loopback, ebpf.AttachTCXIngress, filepath.Join(dir, pinLoopback)
+			// The end that marks before the end that wants the mark.
+			hooks = []deviceHook{
+				{dev: l, prog: progs.LoopbackOut, attach: ebpf.AttachTCXEgress, pin: filepath.Join(dir, pinLoopbackOut)},
+				{dev: l, prog: progs.Loopback, attach: ebpf.AttachTCXIngress, pin: filepath.Join(dir, pinLoopback)},
+			}
 		}
-		if err := hook.do(); err != nil {
-			return nil, fmt.Errorf("attach to device %s: %w", a.Name, err)
+		for _, hook := range hooks {
+			if err := hook.do(); err != nil {
+				return nil, fmt.Errorf("attach to device %s: %w", a.Name, err)
+			}
 		}
 		if l.Type() == "veth" && a.ParentIndex != 0 {
 			peers = append(peers, peer{index: a.ParentIndex, back: a.Index})
@@ -241,43 +226,24 @@ func (s *Store) putAddrs(nl *netlink.Handle, cookie uint64) error {
 	return nil
 }
 
-func (s *Store) putRules(cookie uint64, p *policy.Compiled) error {
-	for _, d := range []struct {
-		dir   bpf.Dir
-		rules []policy.Rule
-	}{{bpf.DirEgress, p.Egress}, {bpf.DirIngress, p.Ingress}} {
-		for key, rule := range groupRules(cookie, d.dir, d.rules) {
-			if err := s.maps.Rules.Put(key, rule); err != nil {
-				return fmt.Errorf("put rule: %w", err)
-			}
+// putHostAddrs records the addresses of this thread's namespace as the node's.
+// Of those that went, an entry stays until nothing is loaded: it lets nothing
+// through that a rule about this host did not mean then.
+func (s *Store) putHostAddrs() error {
+	addrs, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
+	if err != nil {
+		return fmt.Errorf("list addresses of the node: %w", err)
+	}
+	for _, a := range addrs {
+		ip, ok := netip.AddrFromSlice(a.IP)
+		if !ok || ip.IsLoopback() {
+			continue
+		}
+		if err := s.maps.HostAddrs.Put(bpf.AddrFrom(ip), uint8(1)); err != nil {
+			return fmt.Errorf("put address %s of the node: %w", ip, err)
 		}
 	}
 	return nil
-}
-
-// groupRules makes one entry a prefix. The compiled policy has copied the
-// ranges of covering prefixes already, and keeps bpf.MaxRulePorts.
-func groupRules(cookie uint64, dir bpf.Dir, rules []policy.Rule) map[bpf.RuleKey]bpf.Rule {
-	m := make(map[bpf.RuleKey]bpf.Rule)
-	for _, r := range rules {
-		key := bpf.NewRuleKey(cookie, dir, r.Prefix)
-		e := m[key]
-		e.P[e.N] = bpf.RulePort{Lo: r.Ports.First, Hi: r.Ports.Last, Proto: bpfProto(r.Proto)}
-		e.N++
-		m[key] = e
-	}
-	return m
-}
-
-func bpfProto(p policy.Proto) bpf.Proto {
-	switch p {
-	case policy.ProtoTCP:
-		return bpf.ProtoTCP
-	case policy.ProtoUDP:
-		return bpf.ProtoUDP
-	default:
-		return bpf.ProtoAny
-	}
 }
 
 // removePod opens a pod's namespace again and removes all that it had.
@@ -292,13 +258,13 @@ func (s *Store) removePod(cookie uint64) error {
 	errs = append(errs,
 		deleteKeys(s.maps.Origdst, func(k *bpf.Tuple) bool { return k.NetnsCookie == cookie }),
 		deleteKeys(s.maps.PodAddrs, func(k *bpf.PodAddr) bool { return k.NetnsCookie == cookie }),
-		deleteKeys(s.maps.Rules, func(k *bpf.RuleKey) bool { return k.NetnsCookie == cookie }))
+		deleteKeys(s.maps.Seen, func(k *bpf.Seen) bool { return k.NetnsCookie == cookie }))
 	for _, m := range []*ebpf.Map{s.maps.Pods, s.maps.PodCounters, s.maps.PodInfo, s.maps.Pending} {
 		if err := m.Delete(cookie); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			errs = append(errs, fmt.Errorf("delete pod %d: %w", cookie, err))
 		}
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, s.dropUnusedPolicies())...)
 }
 
 // keysOf returns all keys of m. They are gathered before anything is deleted:
@@ -396,7 +362,7 @@ func (s *Store) podCookies() ([]uint64, error) {
 // reservePorts keeps the kernel from choosing a port of the sidecar as a
 // client's: such a choice passes no bind hook, and the sidecar could not start
 // while the client's connection lives. dir is the namespace's net/ipv4.
-func reservePorts(dir string, reserved []policy.PortRange) error {
+func reservePorts(dir string, pol bpf.Policy) error {
 	var lo, hi uint16
 	b, err := os.ReadFile(filepath.Join(dir, "ip_local_port_range"))
 	if err != nil {
@@ -406,9 +372,9 @@ func reservePorts(dir string, reserved []policy.PortRange) error {
 		return fmt.Errorf("read local port range %q: %w", b, err)
 	}
 	var add []string
-	for _, r := range reserved {
-		if r.Last >= lo && r.First <= hi {
-			add = append(add, fmt.Sprintf("%d-%d", r.First, r.Last))
+	for _, r := range pol.Reserved[:pol.Nreserved] {
+		if r.Hi >= lo && r.Lo <= hi {
+			add = append(add, fmt.Sprintf("%d-%d", r.Lo, r.Hi))
 		}
 	}
 	if len(add) == 0 {
@@ -431,13 +397,14 @@ func reservePorts(dir string, reserved []policy.PortRange) error {
 // PolicyOf returns the name of the policy of the pod that ns is, or "" if it is
 // no managed pod.
 func (s *Store) PolicyOf(ns *Netns) (string, error) {
-	var info bpf.PodInfo
-	err := s.maps.PodInfo.Lookup(ns.Cookie, &info)
+	var pod bpf.Pod
+	err := s.maps.Pods.Lookup(ns.Cookie, &pod)
 	if errors.Is(err, ebpf.ErrKeyNotExist) {
 		return "", nil
 	}
 	if err != nil {
 		return "", fmt.Errorf("look up pod: %w", err)
 	}
-	return bpf.CString(info.Policy[:]), nil
+	pol, err := s.policyAt(pod.Policy)
+	return bpf.CString(pol.info.Name[:]), err
 }

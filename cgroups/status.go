@@ -33,6 +33,8 @@ type Status struct {
 type PodStatus struct {
 	Pod        string            `json:"pod"`
 	Policy     string            `json:"policy"`
+	Revision   uint32            `json:"policyRevision"`
+	Mode       string            `json:"mode"`
 	Cookie     uint64            `json:"netnsCookie"`
 	NetnsIno   uint64            `json:"netnsInode"`
 	Outbound   uint16            `json:"outboundPort"`
@@ -122,20 +124,26 @@ func (s *Store) podStatus() ([]PodStatus, error) {
 		if err := s.maps.PodInfo.Lookup(cookie, &info); err != nil {
 			return nil, fmt.Errorf("look up pod %d: %w", cookie, err)
 		}
-		p := PodStatus{
-			Pod:      bpf.CString(info.Pod[:]),
-			Policy:   bpf.CString(info.Policy[:]),
-			Cookie:   cookie,
-			NetnsIno: info.NetnsIno,
-			Outbound: entry.Outbound,
-			Inbound:  entry.Inbound,
-			DNS:      entry.Dns,
-			NonTCP:   policy.ActionDeny.String(),
-		}
-		if p.Containers, err = s.containerStatus(cookie, entry); err != nil {
+		pol, err := s.policyAt(entry.Policy)
+		if err != nil {
 			return nil, err
 		}
-		if entry.Flags&bpf.PodNonTCP != 0 {
+		p := PodStatus{
+			Pod:      bpf.CString(info.Pod[:]),
+			Policy:   bpf.CString(pol.info.Name[:]),
+			Revision: pol.info.Revision,
+			Mode:     modeOf(pol.entry).String(),
+			Cookie:   cookie,
+			NetnsIno: info.NetnsIno,
+			Outbound: pol.entry.Outbound,
+			Inbound:  pol.entry.Inbound,
+			DNS:      pol.entry.Dns,
+			NonTCP:   policy.ActionDeny.String(),
+		}
+		if p.Containers, err = s.containerStatus(cookie, &pol); err != nil {
+			return nil, err
+		}
+		if pol.entry.Flags&bpf.PolicyNonTCP != 0 {
 			p.NonTCP = policy.ActionAllow.String()
 		}
 		for _, a := range addrs {
@@ -147,7 +155,7 @@ func (s *Store) podStatus() ([]PodStatus, error) {
 		if p.Hooks, err = names(s.path("pods", cookie)); err != nil {
 			return nil, err
 		}
-		if p.Listening, err = hasListener(s.maps.Listeners, cookie); err != nil {
+		if p.Listening, err = s.hasListener(cookie); err != nil {
 			return nil, err
 		}
 		if p.Counters, p.Drops, err = readCounters(s.maps.PodCounters, cookie); err != nil {
@@ -159,7 +167,7 @@ func (s *Store) podStatus() ([]PodStatus, error) {
 }
 
 // containerStatus lists the containers of one pod, oldest first.
-func (s *Store) containerStatus(cookie uint64, pod bpf.Pod) ([]ContainerStatus, error) {
+func (s *Store) containerStatus(cookie uint64, pol *applied) ([]ContainerStatus, error) {
 	ids, err := s.ids("containers")
 	if err != nil {
 		return nil, err
@@ -193,7 +201,11 @@ func (s *Store) containerStatus(cookie uint64, pod bpf.Pod) ([]ContainerStatus, 
 		if c.Hooks, err = names(s.path("containers", id)); err != nil {
 			return nil, err
 		}
-		for _, h := range bpf.ContainerHooks(entry.Role, pod) {
+		hooks, err := s.hooksFor(entry, entry.Role, pol)
+		if err != nil {
+			return nil, err
+		}
+		for _, h := range hooks {
 			if name := strings.TrimPrefix(h.Program, "sg_"); !slices.Contains(c.Hooks, name) {
 				c.Missing = append(c.Missing, name)
 			}

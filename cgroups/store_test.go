@@ -53,8 +53,8 @@ func TestAttachIsAllOrNothing(t *testing.T) {
 	must(t, err)
 	must(t, s.Close())
 	// Whichever hook cannot be attached, nothing stays.
-	for _, h := range bpf.ContainerHooks(bpf.RoleApp, bpf.Pod{}) {
-		pin := filepath.Join(w.state, "v1", "progs", h.Program)
+	for _, h := range bpf.ContainerHooks(bpf.RoleApp, bpf.Policy{}) {
+		pin := filepath.Join(w.state, abiDir, "progs", h.Program)
 		prog, err := ebpf.LoadPinnedProgram(pin, nil)
 		must(t, err)
 		must(t, prog.Unpin())
@@ -67,15 +67,15 @@ func TestAttachIsAllOrNothing(t *testing.T) {
 		if st := w.status(); len(st.Pods) != 0 {
 			t.Errorf("a pod stays without %s: %+v", h.Program, st.Pods)
 		}
-		if left := pinsBelow(t, filepath.Join(w.state, "v1", "containers")) + pinsBelow(t, filepath.Join(w.state, "v1", "pods")); left != 0 {
+		if left := pinsBelow(t, filepath.Join(w.state, abiDir, "containers")) + pinsBelow(t, filepath.Join(w.state, abiDir, "pods")); left != 0 {
 			t.Errorf("%d pins stay without %s", left, h.Program)
 		}
 		must(t, prog.Pin(pin))
 		must(t, prog.Close())
 	}
 	w.attach(app, "app", policy.RoleApp, policy.Default())
-	if n := attachedTo(t, filepath.Join(w.cgroup, "app")); n != len(bpf.ContainerHooks(bpf.RoleApp, bpf.Pod{})) {
-		t.Errorf("%d programs are attached, want %d", n, len(bpf.ContainerHooks(bpf.RoleApp, bpf.Pod{})))
+	if n := attachedTo(t, filepath.Join(w.cgroup, "app")); n != len(bpf.ContainerHooks(bpf.RoleApp, bpf.Policy{})) {
+		t.Errorf("%d programs are attached, want %d", n, len(bpf.ContainerHooks(bpf.RoleApp, bpf.Policy{})))
 	}
 }
 
@@ -95,8 +95,8 @@ func TestAttachTwiceIsOnce(t *testing.T) {
 	if a != b {
 		t.Errorf("second attach says %+v, first %+v", b, a)
 	}
-	if n := attachedTo(t, filepath.Join(w.cgroup, "app")); n != len(bpf.ContainerHooks(bpf.RoleApp, bpf.Pod{})) {
-		t.Errorf("%d programs are attached, want %d", n, len(bpf.ContainerHooks(bpf.RoleApp, bpf.Pod{})))
+	if n := attachedTo(t, filepath.Join(w.cgroup, "app")); n != len(bpf.ContainerHooks(bpf.RoleApp, bpf.Policy{})) {
+		t.Errorf("%d programs are attached, want %d", n, len(bpf.ContainerHooks(bpf.RoleApp, bpf.Policy{})))
 	}
 }
 
@@ -124,8 +124,11 @@ func TestDetachLeavesNothing(t *testing.T) {
 	if st := m.status(); len(st.Pods) != 0 {
 		t.Errorf("after all left: %+v", st.Pods)
 	}
-	for _, name := range []string{"pods", "containers", "pod_addrs", "rules", "counters", "pod_counters", "container_info", "pod_info"} {
-		mp, err := ebpf.LoadPinnedMap(filepath.Join(m.state, "v1", "maps", name), nil)
+	for _, name := range []string{
+		"pods", "containers", "pod_addrs", "pod_info", "pod_counters", "pending", "container_info", "counters",
+		"policies", "policy_info", "prefixes", "rules", "rule_info", "subjects",
+	} {
+		mp, err := ebpf.LoadPinnedMap(filepath.Join(m.state, abiDir, "maps", name), nil)
 		must(t, err)
 		if _, err := mp.NextKeyBytes(nil); err != nil {
 			t.Error(err)
@@ -185,7 +188,7 @@ func TestOtherABIIsRefused(t *testing.T) {
 
 func TestUnfinishedWorkIsSwept(t *testing.T) {
 	m := newMeshPod(t, policy.Default())
-	tmp := filepath.Join(m.state, "v1", "containers", "tmp-1")
+	tmp := filepath.Join(m.state, abiDir, "containers", "tmp-1")
 	must(t, os.Mkdir(tmp, 0o700))
 	must(t, os.Mkdir(filepath.Join(m.state, "tmp-1"), 0o700))
 	m.status()

@@ -105,6 +105,11 @@ func createRuntime(e env, st *specs.State) error {
 	if _, err := os.Stat(fmt.Sprintf("/proc/%d", st.Pid)); errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("its process %d does not exist", st.Pid)
 	}
+	if name == "" && runtimeOf(st) == "podman" {
+		if name, err = podmanName(st); err != nil {
+			return err
+		}
+	}
 	att, err := attach(e, st, req, name)
 	if err != nil {
 		return err
@@ -131,62 +136,130 @@ func attach(e env, st *specs.State, req policy.Request, name string) (att cgroup
 		return att, err
 	}
 	defer ns.Close()
-	var s *cgroups.Store
+	s, err := cgroups.OpenExisting(e.state)
+	if err != nil && !errors.Is(err, cgroups.ErrNotLoaded) {
+		return att, err
+	}
 	defer func() {
 		if s != nil {
 			err = errors.Join(err, s.Close())
 		}
 	}()
-	wanted := req.Policy
-	if wanted == "" {
-		if s, wanted, err = policyOfPod(e, ns); err != nil {
-			return att, err
-		}
+	c := &cgroups.Container{
+		ID:      st.ID,
+		Name:    name,
+		Pod:     cmp.Or(req.Pod, st.Annotations[annotationSandbox]),
+		Runtime: runtimeOf(st),
+		Role:    req.Role,
+		PID:     st.Pid,
 	}
 	// Before anything is loaded, so that a wrong policy leaves nothing in the kernel.
-	p, err := policy.Find(e.policyDir, wanted)
-	if err != nil {
-		return att, fmt.Errorf("%s: %w", policy.KeyPolicy, err)
-	}
-	compiled, err := p.Compile()
-	if err != nil {
-		return att, fmt.Errorf("policy %s: %w", p.Metadata.Name, err)
-	}
-	role, err := policy.RoleOf(policy.Container{Name: name, Request: req}, p)
-	if err != nil {
+	if err := choosePolicy(e, s, ns, req, c); err != nil {
 		return att, err
+	}
+	if c.Policy != nil && c.Policy.NamesExecutables() {
+		if c.Rootfs, err = rootfs(st.Bundle); err != nil {
+			return att, err
+		}
 	}
 	if s == nil {
 		if s, err = cgroups.Open(e.state); err != nil {
 			return att, err
 		}
 	}
-	return s.Attach(ns, &cgroups.Container{
-		ID:      st.ID,
-		Name:    name,
-		Pod:     cmp.Or(req.Pod, st.Annotations[annotationSandbox]),
-		Runtime: runtimeOf(st),
-		Role:    role,
-		Policy:  compiled,
-		PID:     st.Pid,
-	})
+	return s.Attach(ns, c)
 }
 
-// policyOfPod returns the name of the policy of the pod that ns is, or "", and
-// the state that says so, or nil if nothing is loaded.
-func policyOfPod(e env, ns *cgroups.Netns) (*cgroups.Store, string, error) {
-	s, err := cgroups.OpenExisting(e.state)
-	if errors.Is(err, cgroups.ErrNotLoaded) {
-		return nil, "", nil
+// choosePolicy finds the policy that the container names, or else its pod's, and
+// by it the container's role. A policy that the kernel has is not read again
+// while its directory is as it was; nor if the directory has a fault now, so that
+// a slip of the pen stops no pod that ran before. s is nil if nothing is loaded.
+func choosePolicy(e env, s *cgroups.Store, ns *cgroups.Netns, req policy.Request, c *cgroups.Container) error {
+	wanted, err := req.Policy, error(nil)
+	if wanted == "" && s != nil {
+		if wanted, err = s.PolicyOf(ns); err != nil {
+			return err
+		}
+	}
+	wanted = cmp.Or(wanted, policy.DefaultName)
+	mark, err := policy.Fingerprint(e.policyDir)
+	if err != nil {
+		return err
+	}
+	known, same := false, false
+	if s != nil {
+		if known, same, err = s.Knows(wanted, mark); err != nil {
+			return err
+		}
+	}
+	if same && c.Role != policy.RoleUnset {
+		c.PolicyName = wanted
+		return nil
+	}
+	p, err := policy.Find(e.policyDir, wanted)
+	switch {
+	case err != nil && !known:
+		return fmt.Errorf("%s: %w", policy.KeyPolicy, err)
+	case err != nil:
+		fmt.Fprintf(e.stderr, "sidegate: warning: policy %s stays as it is in force: %v\n", wanted, err)
+		c.PolicyName = wanted
+	default:
+		if c.Policy, err = p.Compile(); err != nil {
+			return fmt.Errorf("policy %s: %w", p.Metadata.Name, err)
+		}
+		c.Source = cgroups.Source{Place: p.Source(), Fingerprint: mark}
+	}
+	c.Role, err = policy.RoleOf(policy.Container{Name: c.Name, Request: req}, p)
+	return err
+}
+
+// rootfs returns the container's root directory, which its init process has not
+// entered yet at createRuntime (runtime-spec, "Root" and "createRuntime Hooks").
+func rootfs(bundle string) (string, error) {
+	b, err := os.ReadFile(filepath.Join(bundle, "config.json"))
+	if err != nil {
+		return "", fmt.Errorf("read its configuration: %w", err)
+	}
+	var spec struct {
+		Root struct {
+			Path string `json:"path"`
+		} `json:"root"`
+	}
+	if err := json.Unmarshal(b, &spec); err != nil {
+		return "", fmt.Errorf("its configuration %s is not JSON: %w", filepath.Join(bundle, "config.json"), err)
+	}
+	if filepath.IsAbs(spec.Root.Path) {
+		return spec.Root.Path, nil
+	}
+	return filepath.Join(bundle, spec.Root.Path), nil
+}
+
+// podmanName finds the container's name, which podman does not tell hooks, where
+// containers/storage keeps it: in containers.json of the directory that has one
+// directory for each container, and in that the bundle. "" if there is no such
+// file: another layout.
+func podmanName(st *specs.State) (string, error) {
+	file := filepath.Join(filepath.Dir(filepath.Dir(filepath.Clean(st.Bundle))), "containers.json")
+	b, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
 	}
 	if err != nil {
-		return nil, "", err
+		return "", fmt.Errorf("find its name: %w", err)
 	}
-	name, err := s.PolicyOf(ns)
-	if err != nil {
-		return nil, "", errors.Join(err, s.Close())
+	var list []struct {
+		ID    string   `json:"id"`
+		Names []string `json:"names"`
 	}
-	return s, name, nil
+	if err := json.Unmarshal(b, &list); err != nil {
+		return "", fmt.Errorf("find its name in %s: %w", file, err)
+	}
+	for _, c := range list {
+		if c.ID == st.ID && len(c.Names) > 0 {
+			return c.Names[0], nil
+		}
+	}
+	return "", nil
 }
 
 func runtimeOf(st *specs.State) string {

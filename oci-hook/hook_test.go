@@ -17,6 +17,7 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"sidegate/cgroups"
 	"sidegate/policy"
 )
 
@@ -256,6 +257,71 @@ func TestWrongPolicyOfAnUnknownPod(t *testing.T) {
 	}
 	if pod, _ := only(t, state); pod.Policy != "mesh" {
 		t.Errorf("status is %+v", pod)
+	}
+}
+
+// TestPolicyFollowsItsFile: a start brings all pods of the policy in line with
+// its file, and a fault in the file stops no pod that ran before.
+func TestPolicyFollowsItsFile(t *testing.T) {
+	state := newState(t)
+	dir := policies(t, map[string]string{"mesh.yaml": mesh})
+	start := func(id string) (warnings string, err error) {
+		c := newContainer(t, syscall.CLONE_NEWNET)
+		st := c.state(map[string]string{policy.KeyRole: "app", policy.KeyPolicy: "mesh"})
+		st.ID = id
+		b, err := json.Marshal(st)
+		must(t, err)
+		var stderr bytes.Buffer
+		err = run(env{args: []string{"sidegate-oci-hook", "createRuntime"}, stdin: bytes.NewReader(b), stderr: &stderr, state: state, policyDir: dir})
+		return stderr.String(), err
+	}
+	wantPorts := func(n int, port uint16) {
+		t.Helper()
+		st, err := cgroups.ReadStatus(state)
+		must(t, err)
+		if len(st.Pods) != n {
+			t.Fatalf("%d pods, want %d", len(st.Pods), n)
+		}
+		for _, p := range st.Pods {
+			if p.Outbound != port {
+				t.Errorf("outbound port of pod %s is %d, want %d", p.Pod, p.Outbound, port)
+			}
+		}
+	}
+	_, err := start("one")
+	must(t, err)
+	must(t, os.WriteFile(filepath.Join(dir, "mesh.yaml"), []byte(strings.Replace(mesh, "15101", "15201", 1)), 0o644))
+	_, err = start("two")
+	must(t, err)
+	wantPorts(2, 15201)
+	must(t, os.WriteFile(filepath.Join(dir, "mesh.yaml"), []byte("spec: ["), 0o644))
+	warnings, err := start("three")
+	must(t, err)
+	wantPorts(3, 15201)
+	for _, word := range []string{"warning", "mesh", filepath.Join(dir, "mesh.yaml") + ":1"} {
+		if !strings.Contains(warnings, word) {
+			t.Errorf("%q does not say %s", warnings, word)
+		}
+	}
+}
+
+// TestPodmanName lays a bundle out as containers/storage does.
+func TestPodmanName(t *testing.T) {
+	state := newState(t)
+	c := newContainer(t, syscall.CLONE_NEWNET)
+	root := t.TempDir()
+	bundle := filepath.Join(root, "c0ffee", "userdata")
+	must(t, os.MkdirAll(bundle, 0o755))
+	must(t, os.Rename(filepath.Join(c.bundle, "config.json"), filepath.Join(bundle, "config.json")))
+	c.bundle = bundle
+	st := c.state(map[string]string{policy.KeyRole: "app", annotationManager: "libpod"})
+	list := filepath.Join(root, "containers.json")
+	must(t, os.WriteFile(list, []byte("not JSON"), 0o644))
+	wantError(t, call(t, state, t.TempDir(), "createRuntime", st), 1, "find its name", list)
+	must(t, os.WriteFile(list, []byte(`[{"id":"other","names":["x"]},{"id":"c0ffee","names":["shop-db","y"],"layer":"z"}]`), 0o644))
+	must(t, call(t, state, t.TempDir(), "createRuntime", st))
+	if _, got := only(t, state); got.Name != "shop-db" {
+		t.Errorf("container is %+v", got)
 	}
 }
 

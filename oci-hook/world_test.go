@@ -19,6 +19,9 @@ import (
 	"sidegate/cgroups"
 )
 
+// abiDir is where below its directory the state is.
+const abiDir = "v2"
+
 // envInit makes the test binary be a container's process: it waits for the end
 // of its standard input.
 const envInit = "SIDEGATE_TEST_INIT"
@@ -113,7 +116,7 @@ func wantNothing(t *testing.T, state string, c *container) {
 		}
 	}
 	for _, sub := range []string{"containers", "pods"} {
-		entries, err := os.ReadDir(filepath.Join(state, "v1", sub))
+		entries, err := os.ReadDir(filepath.Join(state, abiDir, sub))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
@@ -123,7 +126,7 @@ func wantNothing(t *testing.T, state string, c *container) {
 		}
 	}
 	for _, name := range []string{"pods", "pod_info", "pod_counters", "pod_addrs", "rules", "containers", "container_info", "counters"} {
-		m, err := ebpf.LoadPinnedMap(filepath.Join(state, "v1", "maps", name), nil)
+		m, err := ebpf.LoadPinnedMap(filepath.Join(state, abiDir, "maps", name), nil)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}

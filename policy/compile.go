@@ -11,37 +11,6 @@ import (
 	"slices"
 )
 
-// Compiled is a policy as the kernel's maps want it: every default filled in, every list in normal form, so that two
-// policies that mean the same compile to equal values.
-type Compiled struct {
-	Name     string
-	Outbound uint16
-	Inbound  uint16
-	DNS      uint16 // 0: off
-	// Getsockname is what the sidecar's redirected connections are told.
-	Getsockname SockName
-	// Reserved are the ports that only the sidecar may bind: sorted, neither overlapping nor adjacent.
-	Reserved []PortRange
-	// Egress and Ingress are sorted by prefix (IPv4 first, shorter before longer at the same address), protocol and
-	// port. Each entry is one prefix, protocol and range.
-	//
-	// They are closed under longest match: a prefix has, besides its own entries, those of all prefixes that cover
-	// it. Whoever looks an address up in an LPM trie needs the longest match only.
-	//
-	// IPv4 prefixes match IPv4 only, also where IPv4 is written as ::ffff:a.b.c.d, and IPv6 prefixes match the rest.
-	Egress  []Rule
-	Ingress []Rule
-	NonTCP  Action
-	Init    InitMode
-}
-
-// Rule is one entry: a destination of egress, a source of ingress. Ports are always those of the destination.
-type Rule struct {
-	Prefix netip.Prefix // masked, never IPv4 in IPv6
-	Proto  Proto        // ProtoTCP, ProtoUDP or ProtoAny
-	Ports  PortRange
-}
-
 // Compile checks the policy and gives its compiled form. Errors are [Error] values, joined; those of a policy that
 // came from a file were already found by [Parse].
 func (p *PodPolicy) Compile() (*Compiled, error) {
@@ -84,16 +53,12 @@ func (p *PodPolicy) compile() (*Compiled, []problem) {
 	k.labels("metadata.labels", p.Metadata.Labels)
 	k.selector("spec.podSelector", p.Spec.PodSelector)
 	k.roles("spec.roles", p.Spec.Roles)
-	c := &Compiled{Name: p.Metadata.Name, NonTCP: p.Spec.NonTCP, Init: p.Spec.Init}
+	c := &Compiled{Name: p.Metadata.Name, Mode: p.Spec.Mode, NonTCP: p.Spec.NonTCP, Init: p.Spec.Init}
 	k.redirect(c, p.Spec.Redirect)
 	k.reserved(c, p.Spec.SidecarPorts)
-
-	ex := p.Spec.Exclude
-	if n := len(ex.Egress) + len(ex.Ingress); n > MaxRules {
-		k.add("spec.exclude", "%d rules: write at most %d, egress and ingress together", n, MaxRules)
-	} else {
-		c.Egress = k.rules("spec.exclude.egress", ex.Egress, false)
-		c.Ingress = k.rules("spec.exclude.ingress", ex.Ingress, true)
+	k.rules(c, p)
+	if int(p.Spec.Mode) >= len(modeWords()) {
+		k.add("spec.mode", "%s does not exist: use %s", p.Spec.Mode, or(modeWords()))
 	}
 	if int(p.Spec.NonTCP) >= len(actionWords()) {
 		k.add("spec.nonTCP", "%s does not exist: use %s", p.Spec.NonTCP, or(actionWords()))
@@ -168,6 +133,9 @@ func (k *checker) roles(path string, roles []ContainerRole) {
 
 func (k *checker) redirect(c *Compiled, r Redirect) {
 	c.Getsockname = r.Getsockname
+	if int(r.Getsockname) >= len(sockNameWords()) {
+		k.add("spec.redirect.getsockname", "%s does not exist: use %s", r.Getsockname, or(sockNameWords()))
+	}
 	c.Outbound, c.Inbound, c.DNS = cmp.Or(r.Outbound, DefaultOutbound), cmp.Or(r.Inbound, DefaultInbound), r.DNS
 	// Blame the port that was written, not the default that it meets.
 	switch {
@@ -208,116 +176,6 @@ func (k *checker) rangeOf(path string, r PortRange) {
 	if r.First == 0 || r.First > r.Last {
 		k.add(path, "%s is not a port range: both ends are 1 to 65535, the lower one first", r)
 	}
-}
-
-// portSet is what one prefix lets pass, by protocol.
-type portSet struct{ tcp, udp []PortRange }
-
-func (k *checker) rules(path string, rules []Exclusion, ingress bool) []Rule {
-	sets := make(map[netip.Prefix]*portSet, len(rules))
-	first := make(map[netip.Prefix]string, len(rules)) // the rule that brought the prefix, for messages
-	before := len(k.problems)
-	for i, r := range rules {
-		at := indexPath(path, i)
-		var prefixes []netip.Prefix
-		switch {
-		case r.CIDR == "" && ingress:
-			prefixes = []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)}
-		case r.CIDR == "":
-			k.add(at+".cidr", "missing: write a destination, such as cidr: 10.0.0.0/8")
-		default:
-			p, err := ParseCIDR(r.CIDR)
-			if err != nil {
-				k.add(at+".cidr", "%s", err)
-			}
-			prefixes = []netip.Prefix{p}
-		}
-		ports := r.Ports
-		switch {
-		case len(ports) > MaxRangesPerPrefix:
-			k.add(at+".ports", "%d entries: write at most %d, ranges such as 8000-8100 count once", len(ports), MaxRangesPerPrefix)
-		case len(ports) == 0 && ingress:
-			k.add(at+".ports", "missing: list the app's ports, such as ports: [9090]")
-		case len(ports) == 0:
-			ports = []PortRange{AllPorts}
-		}
-		for j, pr := range ports {
-			k.rangeOf(indexPath(at+".ports", j), pr)
-		}
-		proto := cmp.Or(r.Protocol, ProtoTCP)
-		if int(proto) >= len(protoWords()) {
-			k.add(at+".protocol", "%s does not exist: use %s", proto, or(protoWords()[1:]))
-		}
-		for _, p := range prefixes {
-			if sets[p] == nil {
-				sets[p] = new(portSet)
-				first[p] = at
-			}
-			sets[p].add(ports, proto)
-		}
-	}
-	if len(k.problems) > before {
-		return nil
-	}
-	return k.flatten(sets, first)
-}
-
-func (s *portSet) add(ports []PortRange, proto Proto) {
-	if proto != ProtoUDP {
-		s.tcp = append(s.tcp, ports...)
-	}
-	if proto != ProtoTCP {
-		s.udp = append(s.udp, ports...)
-	}
-}
-
-// flatten gives each prefix what its covering prefixes have, and lists the entries in order.
-func (k *checker) flatten(sets map[netip.Prefix]*portSet, first map[netip.Prefix]string) []Rule {
-	prefixes := slices.SortedFunc(maps.Keys(sets), comparePrefixes)
-	var out []Rule
-	var covering []netip.Prefix // from the outermost to the innermost
-	for _, p := range prefixes {
-		for len(covering) > 0 && !covers(covering[len(covering)-1], p) {
-			covering = covering[:len(covering)-1]
-		}
-		s := sets[p]
-		if len(covering) > 0 { // which has its own covering prefixes' ranges already
-			outer := sets[covering[len(covering)-1]]
-			s.tcp = append(s.tcp, outer.tcp...)
-			s.udp = append(s.udp, outer.udp...)
-		}
-		s.tcp, s.udp = mergeRanges(s.tcp), mergeRanges(s.udp)
-		entries := s.entries(p)
-		if len(entries) > MaxRangesPerPrefix {
-			k.add(first[p], "%s has %d port ranges, with those of all rules for it and for the prefixes around it: at most %d, so merge some ranges",
-				p, len(entries), MaxRangesPerPrefix)
-			s.tcp, s.udp = nil, nil // said once, not again for every prefix inside
-		}
-		out = append(out, entries...)
-		covering = append(covering, p)
-	}
-	return out
-}
-
-// entries lists the set; a range that both protocols have is one entry.
-func (s *portSet) entries(p netip.Prefix) []Rule {
-	var out []Rule
-	for _, r := range s.tcp {
-		proto := ProtoTCP
-		if slices.Contains(s.udp, r) {
-			proto = ProtoAny
-		}
-		out = append(out, Rule{p, proto, r})
-	}
-	for _, r := range s.udp {
-		if !slices.Contains(s.tcp, r) {
-			out = append(out, Rule{p, ProtoUDP, r})
-		}
-	}
-	slices.SortFunc(out, func(a, b Rule) int {
-		return cmp.Or(cmp.Compare(a.Proto, b.Proto), cmp.Compare(a.Ports.First, b.Ports.First))
-	})
-	return out
 }
 
 func comparePrefixes(a, b netip.Prefix) int {

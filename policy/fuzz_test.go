@@ -4,7 +4,7 @@ package policy
 
 import (
 	"errors"
-	"net/netip"
+	"math/rand/v2"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -44,62 +44,48 @@ func FuzzParse(f *testing.F) {
 		}
 		for _, p := range ps {
 			c := roundTrip(t, p)
-			checkRules(t, p.Spec.Exclude.Egress, c.Egress)
-			checkRules(t, p.Spec.Exclude.Ingress, c.Ingress)
+			if len(c.Entries) < 1000 {
+				checkDecisions(t, p, c, dice{rand.New(rand.NewPCG(1, uint64(len(data))))}, 50)
+			}
 		}
 	})
 }
 
-// checkRules compares the longest match in the compiled rules with a walk over the written ones, at the corners.
-func checkRules(t *testing.T, written []Exclusion, compiled []Rule) {
-	t.Helper()
-	if len(written) > 20 {
-		return
+// FuzzCompile wants of any policy what [checkCompiled] does.
+func FuzzCompile(f *testing.F) {
+	for seed := range uint64(20) {
+		f.Add(randomBytes(seed, 400))
 	}
-	for _, at := range compiled {
-		addr := at.Prefix.Addr()
-		for _, port := range []uint16{at.Ports.First - 1, at.Ports.First, at.Ports.Last, at.Ports.Last + 1} {
-			for _, proto := range []Proto{ProtoTCP, ProtoUDP} {
-				if port != 0 && writtenAllows(written, addr, proto, port) != compiledAllows(compiled, addr, proto, port) {
-					t.Errorf("%s %s %d: written and compiled rules differ", addr, proto, port)
-				}
-			}
-		}
-	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		d := &tape{data}
+		p := randomPolicy(d)
+		checkCompiled(t, p, d)
+	})
 }
 
-func writtenAllows(rules []Exclusion, addr netip.Addr, proto Proto, port uint16) bool {
-	for _, r := range rules {
-		if r.CIDR != "" && !netip.MustParsePrefix(r.CIDR).Contains(addr) {
-			continue
-		}
-		if r.Protocol != ProtoAny && r.Protocol != proto {
-			continue
-		}
-		if len(r.Ports) == 0 {
-			return true
-		}
-		for _, p := range r.Ports {
-			if p.Contains(port) {
-				return true
-			}
-		}
+// FuzzDecide compares decisions with those of the naive reader of the policy.
+func FuzzDecide(f *testing.F) {
+	for seed := range uint64(20) {
+		f.Add(randomBytes(seed, 400))
 	}
-	return false
+	f.Fuzz(func(t *testing.T, data []byte) {
+		d := &tape{data}
+		p := randomPolicy(d)
+		c, err := p.Compile()
+		if err != nil {
+			t.Fatalf("%v\n%+v", err, p)
+		}
+		checkDecisions(t, p, c, d, 1+len(d.data)/20)
+	})
 }
 
-func compiledAllows(rules []Rule, addr netip.Addr, proto Proto, port uint16) bool {
-	longest, allows := -1, false
-	for _, r := range rules {
-		if !r.Prefix.Contains(addr) || r.Prefix.Bits() < longest {
-			continue
-		}
-		if r.Prefix.Bits() > longest {
-			longest, allows = r.Prefix.Bits(), false
-		}
-		allows = allows || (r.Proto == ProtoAny || r.Proto == proto) && r.Ports.Contains(port)
+func randomBytes(seed uint64, n int) []byte {
+	r := rand.New(rand.NewPCG(seed, 0))
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = byte(r.Uint32())
 	}
-	return allows
+	return b
 }
 
 // FuzzParseRequest wants no panic, and of whatever parses that it says the same when written again.

@@ -10,6 +10,8 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -95,7 +97,7 @@ func TestCompile(t *testing.T) {
 			}
 			var out strings.Builder
 			for _, p := range ps {
-				out.WriteString(dump(t, roundTrip(t, p)))
+				out.WriteString(dump(t, p, compileAgain(t, p)))
 			}
 			golden(t, file, out.String())
 		})
@@ -138,7 +140,7 @@ func roundTrip(t *testing.T, p *PodPolicy) *Compiled {
 		t.Fatalf("parse what was marshalled: %v\n%s", err, text)
 	}
 	got, err := again[0].Compile()
-	if err != nil || !reflect.DeepEqual(got, want) {
+	if err != nil || !reflect.DeepEqual(unlined(got), unlined(want)) {
 		t.Fatalf("round trip: %v\ngot  %+v\nwant %+v\n%s", err, got, want, text)
 	}
 	if !reflect.DeepEqual(clean(p), clean(again[0])) {
@@ -147,10 +149,44 @@ func roundTrip(t *testing.T, p *PodPolicy) *Compiled {
 	return want
 }
 
+// compileAgain wants the same from a second time, from what was marshalled, and as JSON.
+func compileAgain(t *testing.T, p *PodPolicy) *Compiled {
+	t.Helper()
+	roundTrip(t, p)
+	a, err := p.Compile()
+	b, err2 := p.Compile()
+	if err != nil || err2 != nil || !reflect.DeepEqual(a, b) {
+		t.Fatalf("compiled again:\n%+v, %v\n%+v, %v", a, err, b, err2)
+	}
+	text, err := json.MarshalIndent(p, "", " ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, err := Parse("json", text); err == nil {
+		c, err := again[0].Compile()
+		if err != nil || !reflect.DeepEqual(unlined(c), unlined(a)) {
+			t.Fatalf("by way of JSON: %v\ngot  %+v\nwant %+v\n%s", err, c, a, text)
+		}
+	} else {
+		t.Fatalf("%v\n%s", err, text)
+	}
+	return a
+}
+
+// unlined drops the lines of the rules.
+func unlined(c *Compiled) Compiled {
+	out := *c
+	out.Rules = slices.Clone(c.Rules)
+	for i := range out.Rules {
+		out.Rules[i].Line = 0
+	}
+	return out
+}
+
 // clean drops what a round trip need not keep: the place, and empty lists as against none.
 func clean(p *PodPolicy) PodPolicy {
 	c := *p
-	c.file, c.line = "", 0
+	c.file, c.line, c.lines = "", 0, nil
 	if len(c.Metadata.Labels) == 0 {
 		c.Metadata.Labels = nil
 	}
@@ -182,21 +218,86 @@ func TestMarshalByYAMLPackage(t *testing.T) {
 	}
 }
 
-func dump(t *testing.T, c *Compiled) string {
+// dump writes a compiled policy with names in place of numbers.
+func dump(t *testing.T, p *PodPolicy, c *Compiled) string {
 	t.Helper()
+	number := names(p)
+	class := func(id uint32) string { return "class" + strconv.Itoa(int(id)) }
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s: outbound %d, inbound %d, dns %d, nonTCP %s, init %s\n", c.Name, c.Outbound, c.Inbound, c.DNS, c.NonTCP, c.Init)
+	fmt.Fprintf(&b, "%s: mode %s, outbound %d, inbound %d, dns %d, getsockname %s, nonTCP %s, init %s\n",
+		c.Name, c.Mode, c.Outbound, c.Inbound, c.DNS, c.Getsockname, c.NonTCP, c.Init)
 	fmt.Fprintf(&b, "  reserved %v\n", c.Reserved)
-	for _, way := range []struct {
-		name  string
-		rules []Rule
-	}{{"egress", c.Egress}, {"ingress", c.Ingress}} {
-		for _, r := range way.rules {
-			fmt.Fprintf(&b, "  %-7s %s %s %s\n", way.name, r.Prefix, r.Proto, r.Ports)
+	for _, s := range c.Subjects {
+		fmt.Fprintf(&b, "  subject %s: %s\n", number(s.ID), flagWords(s.Flags))
+		for _, u := range s.Unix {
+			var peers []string
+			for _, id := range u.Peers {
+				peers = append(peers, number(id))
+			}
+			fmt.Fprintf(&b, "    unix %q abstract %v, type %s, peers %v, rule %d\n", u.Pattern, u.Abstract, u.Type, peers, u.Rule)
 		}
+		if s.Processes != nil {
+			fmt.Fprintf(&b, "    processes %q\n", s.Processes)
+		}
+	}
+	for _, x := range c.Prefixes {
+		fmt.Fprintf(&b, "  prefix %s: %s\n", x.Prefix, class(x.Class))
+	}
+	for _, e := range c.Entries {
+		proto := protoName(e.Proto)
+		if e.AnyProto {
+			proto = "any"
+		}
+		fmt.Fprintf(&b, "  %s %s %s %s %d/%d: rule %d\n", number(e.Subject), e.Dir, number(e.Peer), proto, e.Port, e.PortBits, e.Rule)
+	}
+	for i, r := range c.Rules {
+		fmt.Fprintf(&b, "  rule %d, line %d: %s: %s\n", i+1, r.Line, r.Path, r.Text)
 	}
 	if _, err := json.Marshal(c); err != nil {
 		t.Error(err)
 	}
 	return b.String()
+}
+
+// names returns what stands for a number in dumps.
+func names(p *PodPolicy) func(id uint32) string {
+	words := map[uint32]string{SubjectPod: "pod", PeerWorld: "world", PeerHost: "host"}
+	for r := RoleApp; r <= RoleNone; r++ {
+		words[uint32(r)] = r.String()
+	}
+	add := func(peers []Peer) {
+		for _, peer := range peers {
+			words[NameID(peer.Container)] = "name:" + peer.Container
+		}
+	}
+	for _, s := range p.Spec.Rules {
+		add([]Peer{{Container: s.Container}})
+		for _, r := range s.Egress {
+			add(r.To)
+		}
+		for _, r := range s.Ingress {
+			add(r.From)
+		}
+		if s.Unix != nil {
+			for _, a := range s.Unix.Allow {
+				add(a.To)
+			}
+		}
+	}
+	return func(id uint32) string {
+		if w, has := words[id]; has {
+			return w
+		}
+		return "class" + strconv.Itoa(int(id))
+	}
+}
+
+func flagWords(f SubjectFlags) string {
+	var words []string
+	for i, w := range []string{"ruled", "icmp", "icmpv6", "sctp", "processes", "unix", "optional"} {
+		if f&(1<<i) != 0 {
+			words = append(words, w)
+		}
+	}
+	return strings.Join(words, " ")
 }

@@ -49,6 +49,13 @@ func (p *PodPolicy) MarshalYAML() ([]byte, error) {
 	}
 	w.line(1, "nonTCP: "+p.Spec.NonTCP.String())
 	w.line(1, "init: "+p.Spec.Init.String())
+	w.line(1, "mode: "+p.Spec.Mode.String())
+	if len(p.Spec.Rules) > 0 {
+		w.line(1, "rules:")
+	}
+	for i := range p.Spec.Rules {
+		w.rules(&p.Spec.Rules[i])
+	}
 	return []byte(w.String()), nil
 }
 
@@ -118,5 +125,98 @@ func (w *writer) exclusions(name string, rules []Exclusion) {
 			w.line(3, "cidr: "+strconv.Quote(e.CIDR))
 		}
 		w.ports(3, "ports", e.Ports)
+	}
+}
+
+// rules writes an item of spec.rules.
+func (w *writer) rules(s *SubjectRules) {
+	if s.Role != RoleUnset {
+		w.line(1, "- role: "+s.Role.String())
+	} else {
+		w.line(1, "- container: "+strconv.Quote(s.Container))
+	}
+	w.open(2, "egress", s.Egress != nil, len(s.Egress))
+	for i := range s.Egress {
+		w.traffic("to", s.Egress[i].To, &s.Egress[i].Traffic)
+	}
+	w.open(2, "ingress", s.Ingress != nil, len(s.Ingress))
+	for i := range s.Ingress {
+		w.traffic("from", s.Ingress[i].From, &s.Ingress[i].Traffic)
+	}
+	w.unix(s.Unix)
+	w.open(2, "processes", s.Processes != nil, len(s.Processes))
+	for _, p := range s.Processes {
+		w.line(2, "- "+strconv.Quote(p))
+	}
+}
+
+// open writes the key of a list that is there, also if it is empty.
+func (w *writer) open(depth int, name string, there bool, items int) {
+	switch {
+	case !there:
+	case items == 0:
+		w.line(depth, name+": []")
+	default:
+		w.line(depth, name+":")
+	}
+}
+
+func (w *writer) traffic(key string, peers []Peer, t *Traffic) {
+	w.line(2, "- protocol: "+t.Protocol.String())
+	w.peers(3, key, peers)
+	w.ports(3, "ports", t.Ports)
+	if len(t.Types) == 0 {
+		return
+	}
+	words := make([]string, len(t.Types))
+	for i, n := range t.Types {
+		words[i] = strconv.Itoa(int(n))
+	}
+	w.line(3, "types: ["+strings.Join(words, ", ")+"]")
+}
+
+func (w *writer) peers(depth int, key string, peers []Peer) {
+	if len(peers) > 0 {
+		w.line(depth, key+":")
+	}
+	for _, p := range peers {
+		switch {
+		case p.Role != RoleUnset:
+			w.line(depth, "- role: "+p.Role.String())
+		case p.Container != "":
+			w.line(depth, "- container: "+strconv.Quote(p.Container))
+		case p.Entity != EntityUnset:
+			w.line(depth, "- entity: "+p.Entity.String())
+		default:
+			w.line(depth, "- cidr: "+strconv.Quote(p.CIDR))
+		}
+		if len(p.Except) == 0 {
+			continue
+		}
+		quoted := make([]string, len(p.Except))
+		for i, e := range p.Except {
+			quoted[i] = strconv.Quote(e)
+		}
+		w.line(depth+1, "except: ["+strings.Join(quoted, ", ")+"]")
+	}
+}
+
+func (w *writer) unix(u *Unix) {
+	if u == nil {
+		return
+	}
+	w.line(2, "unix:")
+	w.line(3, "optional: "+strconv.FormatBool(u.Optional))
+	for i, a := range u.Allow {
+		if i == 0 {
+			w.line(3, "allow:")
+		}
+		w.line(3, "- type: "+a.Type.String())
+		if a.Path != "" {
+			w.line(4, "path: "+strconv.Quote(a.Path))
+		} else {
+			w.line(4, "abstract: "+strconv.Quote(a.Abstract))
+		}
+		w.peers(4, "to", a.To)
 	}
 }

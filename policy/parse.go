@@ -221,7 +221,7 @@ func (d *decoder) tokens(tokens token.Tokens) bool {
 			msg = "this is not YAML: " + cmp.Or(tk.Error, "unexpected text")
 		case token.SequenceStartType, token.MappingStartType:
 			if flow++; flow > maxFlowDepth {
-				msg = "there are too many [ and { inside each other: a policy needs four at most"
+				msg = "there are too many [ and { inside each other: a policy needs nine at most"
 			}
 		case token.SequenceEndType, token.MappingEndType:
 			flow--
@@ -230,6 +230,8 @@ func (d *decoder) tokens(tokens token.Tokens) bool {
 			case token.CollectEntryType, token.SequenceStartType, token.MappingStartType:
 				msg = "there is nothing before the comma: leave it out"
 			}
+		case token.DocumentHeaderType:
+			clear(keys)
 		case token.SequenceEntryType:
 			if dashes++; dashes > 2 {
 				msg = "there are too many - on a line: a policy needs one"
@@ -317,25 +319,58 @@ func (d *decoder) document(body ast.Node) *PodPolicy {
 	d.metadata(top, &p.Metadata)
 	d.spec(top, &p.Spec)
 	// Values that could not be read are zero now. What follows from that is no news.
-	unread := d.errs[before:]
-	_, problems := p.compile()
+	unread := newCauses(d.errs[before:])
+	c, problems := p.compile()
 	for _, pr := range problems {
-		if !slices.ContainsFunc(unread, func(e *Error) bool { return follows(pr.path, e.Path) }) {
+		if !unread.explain(pr.path) {
 			d.fault(d.where(pr.path), pr.path, "%s", pr.msg)
+		}
+	}
+	if c != nil {
+		p.lines = make(map[string]int, len(c.Rules))
+		for _, r := range c.Rules {
+			p.lines[r.Path] = d.where(r.Path).line
 		}
 	}
 	return p
 }
 
-// follows says whether a fault at path may come from one at cause: the same value, one in it, or, because they are
-// compared with each other, another port of the redirection.
-func follows(path, cause string) bool {
-	const redirect = "spec.redirect"
-	if strings.HasPrefix(path, redirect) && strings.HasPrefix(cause, redirect) {
+// causes are paths of values that could not be read, and those of the mappings that have them for a field.
+type causes struct {
+	values, owners map[string]bool
+	redirect       bool // one of the redirection's ports, which are compared with each other
+}
+
+const redirectPath = "spec.redirect"
+
+func newCauses(errs []*Error) causes {
+	c := causes{values: make(map[string]bool, len(errs)), owners: make(map[string]bool)}
+	for _, e := range errs {
+		c.values[e.Path] = true
+		if i := strings.LastIndexAny(e.Path, ".["); i >= 0 && e.Path[i] == '.' {
+			c.owners[e.Path[:i]] = true
+		}
+		c.redirect = c.redirect || strings.HasPrefix(e.Path, redirectPath)
+	}
+	return c
+}
+
+// explain says whether a fault at path may come from one of these: from the same value, from one around it, or from a
+// field of it, which then seems to be missing.
+func (c causes) explain(path string) bool {
+	if c.owners[path] || c.redirect && strings.HasPrefix(path, redirectPath) {
 		return true
 	}
-	rest, ok := strings.CutPrefix(path, cause)
-	return ok && (rest == "" || rest[0] == '.' || rest[0] == '[')
+	for {
+		if c.values[path] {
+			return true
+		}
+		i := strings.LastIndexAny(path, ".[")
+		if i < 0 {
+			return false
+		}
+		path = path[:i]
+	}
 }
 
 func (d *decoder) constant(top fields, name, want string, out *string) {
@@ -372,7 +407,7 @@ func (d *decoder) spec(top fields, out *Spec) {
 	if n == nil {
 		return
 	}
-	f, ok := d.object("spec", n, "podSelector", "roles", "redirect", "sidecarPorts", "exclude", "nonTCP", "init")
+	f, ok := d.object("spec", n, "mode", "podSelector", "roles", "redirect", "sidecarPorts", "exclude", "nonTCP", "init", "rules")
 	if !ok {
 		return
 	}
@@ -394,6 +429,176 @@ func (d *decoder) spec(top fields, out *Spec) {
 	}
 	out.NonTCP = Action(d.oneOf("spec.nonTCP", f["nonTCP"], actionWords()))
 	out.Init = InitMode(d.oneOf("spec.init", f["init"], initWords()))
+	out.Mode = Mode(d.oneOf("spec.mode", f["mode"], modeWords()))
+	d.list("spec.rules", f["rules"], func(path string, n ast.Node) {
+		out.Rules = append(out.Rules, d.subjectRules(path, n))
+	})
+}
+
+func (d *decoder) subjectRules(path string, n ast.Node) (out SubjectRules) {
+	f, ok := d.object(path, n, "role", "container", "egress", "ingress", "unix", "processes")
+	if !ok {
+		return out
+	}
+	if n := f["role"]; n != nil {
+		out.Role = Role(d.oneOf(path+".role", n, roleWords()))
+	}
+	if n := f["container"]; n != nil {
+		out.Container = d.name(path+".container", n)
+	}
+	if n := f["egress"]; n != nil {
+		out.Egress = []EgressRule{}
+		d.list(path+".egress", n, func(path string, n ast.Node) {
+			var r EgressRule
+			if f, ok := d.object(path, n, "to", "protocol", "ports", "types"); ok {
+				r.To, r.Traffic = d.peers(path+".to", f["to"]), d.traffic(path, f)
+			}
+			out.Egress = append(out.Egress, r)
+		})
+	}
+	if n := f["ingress"]; n != nil {
+		out.Ingress = []IngressRule{}
+		d.list(path+".ingress", n, func(path string, n ast.Node) {
+			var r IngressRule
+			if f, ok := d.object(path, n, "from", "protocol", "ports", "types"); ok {
+				r.From, r.Traffic = d.peers(path+".from", f["from"]), d.traffic(path, f)
+			}
+			out.Ingress = append(out.Ingress, r)
+		})
+	}
+	if n := f["unix"]; n != nil {
+		out.Unix = d.unix(path+".unix", n)
+	}
+	if n := f["processes"]; n != nil {
+		out.Processes = []string{}
+		d.list(path+".processes", n, func(path string, n ast.Node) {
+			p, _ := d.str(path, n, "the path of an executable")
+			out.Processes = append(out.Processes, p)
+		})
+	}
+	return out
+}
+
+// name reads the name of a container, which is not empty.
+func (d *decoder) name(path string, n ast.Node) string {
+	s, ok := d.str(path, n, "the name of a container")
+	if ok && s == "" {
+		d.fault(nodePosition(n), path, "%s", nameProblem("", "the name of a container"))
+	}
+	return s
+}
+
+// peers reads a list of peers. An empty one would be nobody, while none at all is everybody: that must not look alike.
+func (d *decoder) peers(path string, n ast.Node) []Peer {
+	var out []Peer
+	d.list(path, n, func(path string, n ast.Node) {
+		var p Peer
+		defer func() { out = append(out, p) }()
+		f, ok := d.object(path, n, "role", "container", "cidr", "except", "entity")
+		if !ok {
+			return
+		}
+		if n := f["role"]; n != nil {
+			p.Role = Role(d.oneOf(path+".role", n, roleWords()))
+		}
+		if n := f["container"]; n != nil {
+			p.Container = d.name(path+".container", n)
+		}
+		if n := f["cidr"]; n != nil {
+			p.CIDR = d.cidr(path+".cidr", n)
+		}
+		d.list(path+".except", f["except"], func(path string, n ast.Node) {
+			p.Except = append(p.Except, d.cidr(path, n))
+		})
+		if n := f["entity"]; n != nil {
+			p.Entity = Entity(d.oneOf(path+".entity", n, entityWords()))
+		}
+	})
+	d.notEmpty(path, n, "nobody at all", "list some, or leave it out for everybody")
+	return out
+}
+
+// notEmpty refuses a list that is there and has nothing in it.
+func (d *decoder) notEmpty(path string, n ast.Node, what, instead string) {
+	if s, ok := n.(*ast.SequenceNode); ok && len(s.Values) == 0 {
+		d.fault(nodePosition(n), path, "[] is %s: %s", what, instead)
+	}
+}
+
+func (d *decoder) cidr(path string, n ast.Node) string {
+	s, ok := d.str(path, n, "a CIDR such as 10.0.0.0/8")
+	if ok && s == "" {
+		d.fault(nodePosition(n), path, "\"\" is not a CIDR: write an address and a length, such as 10.0.0.0/8 or fd00::/8")
+	}
+	return s
+}
+
+func (d *decoder) traffic(path string, f fields) (t Traffic) {
+	t.Protocol = RuleProto(d.oneOf(path+".protocol", f["protocol"], ruleProtoWords()))
+	d.list(path+".ports", f["ports"], func(path string, n ast.Node) {
+		t.Ports = append(t.Ports, d.ports(path, n))
+	})
+	d.notEmpty(path+".ports", f["ports"], "no port at all", "list some, or leave ports out for all of them")
+	d.list(path+".types", f["types"], func(path string, n ast.Node) {
+		t.Types = append(t.Types, d.icmpType(path, n))
+	})
+	d.notEmpty(path+".types", f["types"], "no type at all", "list some, or leave types out for all of them")
+	return t
+}
+
+// icmpType reads a number of one byte, in the exact decimal form and without quotes.
+func (d *decoder) icmpType(path string, n ast.Node) ICMPType {
+	s, quoted, ok := d.scalar(path, n, "an ICMP type, 0 to 255")
+	if !ok {
+		return 0
+	}
+	v, err := strconv.ParseUint(s, 10, 8)
+	switch {
+	case err != nil || len(s) > 1 && s[0] == '0':
+		d.fault(nodePosition(n), path, "%s is not an ICMP type: write 0 to 255", show(s))
+	case quoted:
+		d.fault(nodePosition(n), path, "%q is text: write %s without quotes", s, s)
+	}
+	return ICMPType(v)
+}
+
+func (d *decoder) unix(path string, n ast.Node) *Unix {
+	out := &Unix{}
+	f, ok := d.object(path, n, "optional", "allow")
+	if !ok {
+		return out
+	}
+	if n := f["optional"]; n != nil {
+		out.Optional = d.boolean(path+".optional", n)
+	}
+	d.list(path+".allow", f["allow"], func(path string, n ast.Node) {
+		var a UnixAllow
+		defer func() { out.Allow = append(out.Allow, a) }()
+		f, ok := d.object(path, n, "path", "abstract", "type", "to")
+		if !ok {
+			return
+		}
+		if n := f["path"]; n != nil {
+			a.Path, _ = d.str(path+".path", n, "a path such as /run/db/*.sock")
+		}
+		if n := f["abstract"]; n != nil {
+			a.Abstract, _ = d.str(path+".abstract", n, "a name such as \"@bus\"")
+		}
+		a.Type = UnixType(d.oneOf(path+".type", f["type"], unixTypeWords()))
+		a.To = d.peers(path+".to", f["to"])
+	})
+	return out
+}
+
+// boolean reads true or false, as these words only.
+func (d *decoder) boolean(path string, n ast.Node) bool {
+	if tk := n.GetToken(); tk != nil {
+		if _, ok := n.(*ast.BoolNode); ok && (tk.Value == "true" || tk.Value == "false") {
+			return tk.Value == "true"
+		}
+	}
+	d.wrongType(path, n, "true or false")
+	return false
 }
 
 func (d *decoder) selector(path string, n ast.Node) *LabelSelector {
@@ -483,17 +688,12 @@ func (d *decoder) exclusions(path string, n ast.Node) []Exclusion {
 			return
 		}
 		if n := f["cidr"]; n != nil {
-			e.CIDR, ok = d.str(path+".cidr", n, "a CIDR such as 10.0.0.0/8")
-			if ok && e.CIDR == "" {
-				d.fault(nodePosition(n), path+".cidr", "\"\" is not a CIDR: write an address and a length, such as 10.0.0.0/8 or fd00::/8")
-			}
+			e.CIDR = d.cidr(path+".cidr", n)
 		}
 		d.list(path+".ports", f["ports"], func(path string, n ast.Node) {
 			e.Ports = append(e.Ports, d.ports(path, n))
 		})
-		if n, ok := f["ports"].(*ast.SequenceNode); ok && len(n.Values) == 0 {
-			d.fault(nodePosition(n), path+".ports", "[] is no port at all: list some, or leave ports out of an egress rule for all of them")
-		}
+		d.notEmpty(path+".ports", f["ports"], "no port at all", "list some, or leave ports out of an egress rule for all of them")
 		if n := f["protocol"]; n != nil {
 			e.Protocol = Proto(d.oneOf(path+".protocol", n, protoWords()))
 		}
@@ -574,6 +774,11 @@ func (d *decoder) list(path string, n ast.Node, fn func(path string, n ast.Node)
 			}
 			if startsLate(dash, v) {
 				d.fault(nodePosition(v), at, "the item is not on the line of its dash: write it there")
+			}
+			if start := nodePosition(v); !implicitNull(v) && start.line != dash.line && start.column <= dash.column {
+				// To others the item is empty, and this belongs to what is around the list.
+				d.fault(start, at, "the item is not further to the right than its dash: write it on the line of the dash")
+				continue
 			}
 		}
 		fn(at, v)

@@ -3,9 +3,9 @@
 // Package policy turns what users write into what the kernel is given: labels into roles, policy files into
 // [PodPolicy] values, and those into [Compiled] tables.
 //
-// It is pure: apart from [LoadDir] and [Find], which read files, nothing here has side effects, and nothing here
-// knows of BPF, cgroups or a runtime. It does no work at process start, because it is linked into an OCI hook that
-// every container start waits for.
+// It is pure: apart from [LoadDir], [LoadEach], [Find] and [Fingerprint], which read files, nothing here has side
+// effects, and nothing here knows of BPF, cgroups or a runtime. It does no work at process start, because it is linked
+// into an OCI hook that every container start waits for.
 //
 // Reading is strict. What is not understood whole is an error that says where it is and what to write instead: a
 // policy that is read differently from what its author meant is worse than a container that does not start.
@@ -32,20 +32,20 @@ const (
 // Limits of one policy, and of one file. They bound what a policy can take of the node's maps, and the time and
 // memory that reading takes.
 const (
-	MaxSidecarPorts    = 8       // entries in spec.sidecarPorts
-	MaxRangesPerPrefix = 16      // port ranges of one rule, and of one prefix after compiling
-	MaxRules           = 1000    // entries in spec.exclude.egress and spec.exclude.ingress together
-	MaxPrefixes        = 10_000  // distinct prefixes of a compiled policy, both ways together
-	MaxFileSize        = 1 << 20 // bytes in one file
-	MaxErrors          = 20      // errors listed for one file
-	maxTokens          = 100_000 // YAML tokens in one file
-	maxFlowDepth       = 8       // nested [ and {
-	maxKeys            = 256     // keys of one mapping
+	MaxSidecarPorts = 8       // entries in spec.sidecarPorts
+	MaxPorts        = 64      // port ranges of one rule
+	MaxRules        = 1000    // rules, UNIX rules and exclusions together
+	MaxPrefixes     = 10_000  // distinct CIDRs and exceptions
+	MaxNames        = 16      // distinct container names in rules
+	MaxUnix         = 16      // UNIX rules of one subject
+	MaxProcesses    = 64      // executables of one subject
+	MaxEntries      = 250_000 // entries of a compiled policy, those that several rules make counted for each
+	MaxFileSize     = 4 << 20 // bytes in one file
+	MaxErrors       = 20      // errors listed for one file
+	maxTokens       = 500_000 // YAML tokens in one file
+	maxFlowDepth    = 10      // nested [ and {; in JSON a policy needs nine
+	maxKeys         = 256     // keys of one mapping
 )
-
-// A rule has one prefix, or none, which stands for two. So MaxPrefixes holds by construction; this line does not
-// compile if that ends.
-const _ uint = MaxPrefixes - (MaxRules + 2)
 
 // DefaultName is the name of the policy that applies where none is named or selected.
 const DefaultName = "default"
@@ -53,67 +53,171 @@ const DefaultName = "default"
 // PodPolicy says how the containers of a pod may talk, to each other and to the outside.
 // The zero value of each field of Spec stands for its default, so that a Go literal needs only what differs.
 type PodPolicy struct {
-	APIVersion string   `yaml:"apiVersion" json:"apiVersion"`
+	APIVersion string   `yaml:"apiVersion" json:"apiVersion"` // the version of this format
 	Kind       string   `yaml:"kind" json:"kind"`
 	Metadata   Metadata `yaml:"metadata" json:"metadata"`
-	Spec       Spec     `yaml:"spec" json:"spec"`
+	Spec       Spec     `yaml:"spec" json:"spec"` // {} is all defaults
 
-	file string // where it was read, or empty
-	line int
+	file  string // where it was read, or empty
+	line  int
+	lines map[string]int // of its rules, by their paths
 }
 
 // Metadata is the part of Kubernetes' ObjectMeta that a policy file may have.
 type Metadata struct {
-	Name   string            `yaml:"name" json:"name"` // a DNS label
+	// Name is how pods ask for the policy, and of which there is one in a directory: at most 63 of a-z 0-9 -.
+	Name string `yaml:"name" json:"name"`
+	// Labels are for whoever manages policies. Sidegate does not look at them.
 	Labels map[string]string `yaml:"labels,omitempty" json:"labels,omitempty"`
 }
 
 // Spec is what a policy asks for.
 type Spec struct {
-	// PodSelector chooses pods by their labels. As in Kubernetes, nil selects none (the policy is then used by
-	// name only) and an empty selector selects all.
+	// PodSelector chooses pods by their labels. As in Kubernetes, {} selects all, and none selects none: the policy is
+	// then used by name only.
 	PodSelector *LabelSelector `yaml:"podSelector,omitempty" json:"podSelector,omitempty"`
 	// Roles gives containers their role by name.
 	Roles []ContainerRole `yaml:"roles,omitempty" json:"roles,omitempty"`
 	// Redirect says where on loopback the sidecar listens.
 	Redirect Redirect `yaml:"redirect" json:"redirect"`
-	// SidecarPorts are further ports that only the sidecar may bind, with TCP and UDP.
+	// SidecarPorts are further ports that only the sidecar may bind, with TCP and UDP; at most 8 ports or ranges.
 	SidecarPorts []PortRange `yaml:"sidecarPorts,omitempty" json:"sidecarPorts,omitempty"`
 	// Exclude lists what goes round the sidecar.
 	Exclude Exclude `yaml:"exclude" json:"exclude"`
-	// NonTCP is what an app may do with what is not TCP: UDP and ICMP.
+	// NonTCP is what an app that has no rules may do with what is not TCP: UDP and ICMP. The default is deny.
 	NonTCP Action `yaml:"nonTCP" json:"nonTCP"`
-	// Init says how init containers are treated.
+	// Init says how init containers are treated: as apps are (sidecar, the default), without going through the sidecar
+	// (direct), or with no network (deny).
 	Init InitMode `yaml:"init" json:"init"`
+	// Mode says whether what the policy denies is denied (enforce, the default), or counted and recorded only (audit).
+	Mode Mode `yaml:"mode,omitempty" json:"mode,omitempty"`
+	// Rules say what each role, or container, may reach and be reached by, at all.
+	Rules []SubjectRules `yaml:"rules,omitempty" json:"rules,omitempty"`
+}
+
+// SubjectRules are the rules for a role or for a container of a name: one of the two is set. A container to which both
+// apply may do what either allows.
+//
+// Egress and Ingress are nil if the policy does not have them. If either is there, even empty, all that no rule allows
+// is denied, both ways.
+type SubjectRules struct {
+	// Role says that these are the rules of all containers of this role.
+	Role Role `yaml:"role,omitempty" json:"role,omitempty"`
+	// Container says that these are the rules of the container of this name.
+	Container string `yaml:"container,omitempty" json:"container,omitempty"`
+	// Egress lists what the subject may call. [] is nothing.
+	Egress []EgressRule `yaml:"egress,omitempty" json:"egress,omitzero"`
+	// Ingress lists what may call the subject. [] is nothing.
+	Ingress []IngressRule `yaml:"ingress,omitempty" json:"ingress,omitzero"`
+	// Unix says which UNIX sockets the subject may connect or send to; all, if it is not there.
+	Unix *Unix `yaml:"unix,omitempty" json:"unix,omitempty"`
+	// Processes are the executables that may have IP sockets at all, by their paths in the container; at most 64. It is
+	// the file that counts, not its name: a copy of it is another one.
+	Processes []string `yaml:"processes,omitempty" json:"processes,omitzero"`
+}
+
+// EgressRule lets the subject call peers. No peers are all of them: every role of the pod, world and host.
+type EgressRule struct {
+	// To lists whom the subject may call; everybody, if it is not there.
+	To      []Peer `yaml:"to,omitempty" json:"to,omitempty"`
+	Traffic `yaml:",inline"`
+}
+
+// IngressRule lets peers call the subject. No peers are all of them.
+type IngressRule struct {
+	// From lists who may call the subject; everybody, if it is not there.
+	From    []Peer `yaml:"from,omitempty" json:"from,omitempty"`
+	Traffic `yaml:",inline"`
+}
+
+// Traffic is what a rule is about. No ports and no types are all of them.
+type Traffic struct {
+	// Protocol is tcp by default. any is every protocol; with ports, TCP, UDP and SCTP.
+	Protocol RuleProto `yaml:"protocol,omitempty" json:"protocol,omitempty"`
+	// Ports are those of whoever is called, at most 64 ports or ranges; all, if it is not there.
+	Ports []PortRange `yaml:"ports,omitempty" json:"ports,omitempty"`
+	// Types are those of ICMP messages; all, if it is not there.
+	Types []ICMPType `yaml:"types,omitempty" json:"types,omitempty"`
+}
+
+// Peer is one of: a role of the pod, a container of it, an outside network, or an entity.
+type Peer struct {
+	// Role is all containers of the pod with this role.
+	Role Role `yaml:"role,omitempty" json:"role,omitempty"`
+	// Container is the container of the pod with this name.
+	Container string `yaml:"container,omitempty" json:"container,omitempty"`
+	// CIDR is a network outside the pod. IPv4 and IPv6 are separate: ::/0 has no IPv4 in it.
+	CIDR string `yaml:"cidr,omitempty" json:"cidr,omitempty"`
+	// Except lists networks inside of cidr that are not meant.
+	Except []string `yaml:"except,omitempty" json:"except,omitempty"`
+	// Entity is host, the addresses of the pod's node, or world, all others outside the pod.
+	Entity Entity `yaml:"entity,omitempty" json:"entity,omitempty"`
+}
+
+// Unix says which UNIX sockets a subject may connect or send to. It may do so to no others.
+type Unix struct {
+	// Optional lets containers start where the kernel cannot enforce it.
+	Optional bool `yaml:"optional,omitempty" json:"optional,omitempty"`
+	// Allow lists sockets, at most 16 patterns.
+	Allow []UnixAllow `yaml:"allow,omitempty" json:"allow,omitempty"`
+}
+
+// UnixAllow is one rule about UNIX sockets. One of Path and Abstract is set; both are globs, of at most 107 bytes:
+//
+//	?        one byte but /
+//	*        any run of such bytes
+//	**       any run of bytes
+//	[a-z]    one of these bytes, which are ASCII and never /
+//	[!a-z]   one byte that is neither one of these nor /
+//	\x       the byte x itself; also in classes, where - [ and ] are written so
+type UnixAllow struct {
+	// Path is a pattern of paths, such as /run/db/*.sock: with * and **, the latter also across /, ? and [a-z] or [!a-z];
+	// a \ quotes.
+	Path string `yaml:"path,omitempty" json:"path,omitempty"`
+	// Abstract is a pattern of abstract names, with an @ before it: "@bus-*".
+	Abstract string `yaml:"abstract,omitempty" json:"abstract,omitempty"`
+	// Type is the socket's; any, if it is not there.
+	Type UnixType `yaml:"type,omitempty" json:"type,omitempty"`
+	// To says who may have bound the socket, at most 8 roles or containers. Only BPF LSM can tell.
+	To []Peer `yaml:"to,omitempty" json:"to,omitempty"`
 }
 
 // ContainerRole gives the container of a name its role.
 type ContainerRole struct {
-	Container string `yaml:"container" json:"container"`
+	Container string `yaml:"container" json:"container"` // a name
 	Role      Role   `yaml:"role" json:"role"`
 }
 
 // Redirect has the sidecar's own ports. Zero in Outbound and Inbound stands for the default, in DNS for off.
 type Redirect struct {
+	// Outbound is the port that gets what apps send; 15001 by default.
 	Outbound uint16 `yaml:"outbound" json:"outbound"`
-	Inbound  uint16 `yaml:"inbound" json:"inbound"`
-	DNS      uint16 `yaml:"dns,omitempty" json:"dns,omitempty"`
-	// Getsockname says what getsockname(2) answers the sidecar on a redirected connection.
+	// Inbound is the port that gets what comes from outside; 15006 by default.
+	Inbound uint16 `yaml:"inbound" json:"inbound"`
+	// DNS is the port that gets the apps' UDP to port 53. If it is not there, such UDP is as any other.
+	DNS uint16 `yaml:"dns,omitempty" json:"dns,omitempty"`
+	// Getsockname says what getsockname(2) answers the sidecar on a redirected connection: the listener's address, which
+	// is the default, or the original destination.
 	Getsockname SockName `yaml:"getsockname,omitempty" json:"getsockname,omitempty"`
 }
 
 // Exclude lists what an app may reach, and what may reach it, without the sidecar.
 type Exclude struct {
-	Egress  []Exclusion `yaml:"egress,omitempty" json:"egress,omitempty"`
+	// Egress lists destinations that apps reach directly.
+	Egress []Exclusion `yaml:"egress,omitempty" json:"egress,omitempty"`
+	// Ingress lists the apps' ports that are reached directly.
 	Ingress []Exclusion `yaml:"ingress,omitempty" json:"ingress,omitempty"`
 }
 
 // Exclusion is one rule. In egress CIDR is the destination and required, and no ports means all of them.
 // In ingress CIDR is the source, all sources if empty, and Ports are required.
 type Exclusion struct {
-	CIDR     string      `yaml:"cidr,omitempty" json:"cidr,omitempty"`
-	Ports    []PortRange `yaml:"ports,omitempty" json:"ports,omitempty"`
-	Protocol Proto       `yaml:"protocol,omitempty" json:"protocol,omitempty"` // zero stands for ProtoTCP
+	// CIDR is the destination in egress, where it is required, and the source in ingress, where none is all.
+	CIDR string `yaml:"cidr,omitempty" json:"cidr,omitempty"`
+	// Ports are those of the destination, required in ingress, and all if there are none in egress; at most 64.
+	Ports []PortRange `yaml:"ports,omitempty" json:"ports,omitempty"`
+	// Protocol is tcp by default; any is TCP and UDP.
+	Protocol Proto `yaml:"protocol,omitempty" json:"protocol,omitempty"`
 }
 
 // Default returns the policy that applies where none is named: both ways through a sidecar on the default ports, no
@@ -242,6 +346,63 @@ const (
 	InitDeny
 )
 
+// Mode is whether a policy denies.
+type Mode uint8
+
+// The modes; the default is to enforce. In ModeAudit nothing is denied, and what would be is counted and recorded.
+const (
+	ModeEnforce Mode = iota
+	ModeAudit
+)
+
+// RuleProto is what a rule's traffic is. The zero value is RuleTCP.
+type RuleProto uint8
+
+// The protocols of rules. RuleAny is every protocol there is; with ports it is those that have ports.
+const (
+	RuleTCP RuleProto = iota
+	RuleUDP
+	RuleICMP
+	RuleICMPv6
+	RuleSCTP
+	RuleAny
+)
+
+// ICMPType is a type of ICMP or ICMPv6 messages.
+type ICMPType uint8
+
+// String gives the decimal number.
+func (t ICMPType) String() string { return strconv.Itoa(int(t)) }
+
+// MarshalJSON writes the number; a list of plain bytes would become base64.
+func (t ICMPType) MarshalJSON() ([]byte, error) { return []byte(t.String()), nil }
+
+// Entity is a peer that no address names.
+type Entity uint8
+
+// The entities: all outside addresses that are not the node's own, and those that are.
+const (
+	EntityUnset Entity = iota
+	EntityWorld
+	EntityHost
+)
+
+// UnixType is a type of UNIX socket; the zero value is any.
+type UnixType uint8
+
+// The types of UNIX sockets.
+const (
+	UnixAny UnixType = iota
+	UnixStream
+	UnixDgram
+	UnixSeqpacket
+)
+
+func modeWords() []string      { return []string{"enforce", "audit"} }
+func ruleProtoWords() []string { return []string{"tcp", "udp", "icmp", "icmpv6", "sctp", "any"} }
+func entityWords() []string    { return []string{"", "world", "host"} }
+func unixTypeWords() []string  { return []string{"any", "stream", "dgram", "seqpacket"} }
+
 func protoWords() []string  { return []string{"", "tcp", "udp", "any"} }
 func actionWords() []string { return []string{"deny", "allow"} }
 func initWords() []string   { return []string{"sidecar", "direct", "deny"} }
@@ -270,3 +431,27 @@ func (m InitMode) String() string { return word(initWords(), uint8(m)) }
 
 // MarshalText writes what String gives.
 func (m InitMode) MarshalText() ([]byte, error) { return []byte(m.String()), nil }
+
+// String gives the word that is written in a policy.
+func (m Mode) String() string { return word(modeWords(), uint8(m)) }
+
+// MarshalText writes what String gives.
+func (m Mode) MarshalText() ([]byte, error) { return []byte(m.String()), nil }
+
+// String gives the word that is written in a policy.
+func (p RuleProto) String() string { return word(ruleProtoWords(), uint8(p)) }
+
+// MarshalText writes what String gives.
+func (p RuleProto) MarshalText() ([]byte, error) { return []byte(p.String()), nil }
+
+// String gives the word that is written in a policy.
+func (e Entity) String() string { return word(entityWords(), uint8(e)) }
+
+// MarshalText writes what String gives.
+func (e Entity) MarshalText() ([]byte, error) { return []byte(e.String()), nil }
+
+// String gives the word that is written in a policy.
+func (t UnixType) String() string { return word(unixTypeWords(), uint8(t)) }
+
+// MarshalText writes what String gives.
+func (t UnixType) MarshalText() ([]byte, error) { return []byte(t.String()), nil }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -260,6 +261,9 @@ func TestCompileLiterals(t *testing.T) {
 	if err != nil || err2 != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("%+v, %v; %+v, %v", got, err, want, err2)
 	}
+	rule := func(r EgressRule) func(*PodPolicy) {
+		return func(p *PodPolicy) { p.Spec.Rules = []SubjectRules{{Role: RoleApp, Egress: []EgressRule{r}}} }
+	}
 	for want, change := range map[string]func(*PodPolicy){
 		`apiVersion: "v1" is not known`:                  func(p *PodPolicy) { p.APIVersion = "v1" },
 		`kind: "Pod" is not known`:                       func(p *PodPolicy) { p.Kind = "Pod" },
@@ -271,6 +275,27 @@ func TestCompileLiterals(t *testing.T) {
 		"egress[0].protocol: invalid(7) does not exist":  func(p *PodPolicy) { p.Spec.Exclude.Egress = []Exclusion{{"10.0.0.0/8", nil, 7}} },
 		`spec.roles[0].role: "" is not a role`:           func(p *PodPolicy) { p.Spec.Roles = []ContainerRole{{"a", RoleUnset}} },
 		`spec.roles[0].role: "invalid(9)" is not a role`: func(p *PodPolicy) { p.Spec.Roles = []ContainerRole{{"a", 9}} },
+		"spec.mode: invalid(7) does not exist":           func(p *PodPolicy) { p.Spec.Mode = 7 },
+		"spec.redirect.getsockname: invalid(7) does not exist: use listener or original": func(p *PodPolicy) {
+			p.Spec.Redirect.Getsockname = 7
+		},
+		`spec.rules[0].role: "invalid(9)" is not a role`:                   func(p *PodPolicy) { p.Spec.Rules = []SubjectRules{{Role: 9, Processes: []string{}}} },
+		"spec.rules[0].egress[0].protocol: invalid(9) does not exist: use": rule(EgressRule{Traffic: Traffic{Protocol: 9}}),
+		`egress[0].to[0].role: "invalid(9)" is not a role`:                 rule(EgressRule{To: []Peer{{Role: 9}}}),
+		"egress[0].to[0].entity: invalid(9) does not exist: use world":     rule(EgressRule{To: []Peer{{Entity: 9}}}),
+		"spec.rules[0].egress[0].ports[1]: 9-8 is not a port range":        rule(EgressRule{Traffic: Traffic{Ports: []PortRange{{1, 2}, {9, 8}}}}),
+		"spec.rules[0].unix.allow[0].type: invalid(9) does not exist: use": func(p *PodPolicy) {
+			p.Spec.Rules = []SubjectRules{{Role: RoleApp, Unix: &Unix{Allow: []UnixAllow{{Path: "/x", Type: 9}}}}}
+		},
+		`allow[0].path: "/\xff" is not a clean absolute path`: func(p *PodPolicy) {
+			p.Spec.Rules = []SubjectRules{{Role: RoleApp, Unix: &Unix{Allow: []UnixAllow{{Path: "/\xff"}}}}}
+		},
+		`allow[0].abstract: "\x00" has bytes that are no text`: func(p *PodPolicy) {
+			p.Spec.Rules = []SubjectRules{{Role: RoleApp, Unix: &Unix{Allow: []UnixAllow{{Abstract: "@\x00"}}}}}
+		},
+		`spec.rules[0].processes[0]: "/\x00" is not a clean`: func(p *PodPolicy) {
+			p.Spec.Rules = []SubjectRules{{Role: RoleApp, Processes: []string{"/\x00"}}}
+		},
 	} {
 		p := Default()
 		change(p)
@@ -284,58 +309,10 @@ func TestCompileLiterals(t *testing.T) {
 	}
 }
 
-func TestLimits(t *testing.T) {
-	with := func(egress, ingress int) error {
-		p := Default()
-		for i := range egress {
-			p.Spec.Exclude.Egress = append(p.Spec.Exclude.Egress, Exclusion{
-				CIDR: fmt.Sprintf("10.%d.%d.0/24", i/256, i%256), Protocol: ProtoTCP,
-			})
-		}
-		for i := range ingress {
-			p.Spec.Exclude.Ingress = append(p.Spec.Exclude.Ingress, Exclusion{
-				CIDR: fmt.Sprintf("10.%d.%d.0/24", i/256, i%256), Ports: []PortRange{{80, 80}}, Protocol: ProtoAny,
-			})
-		}
-		c, err := p.Compile()
-		if err == nil {
-			prefixes := map[string]bool{}
-			for _, r := range c.Egress {
-				prefixes["e"+r.Prefix.String()] = true
-			}
-			for _, r := range c.Ingress {
-				prefixes["i"+r.Prefix.String()] = true
-			}
-			if len(prefixes) != egress+ingress || len(prefixes) > MaxPrefixes {
-				t.Errorf("%d prefixes of %d rules", len(prefixes), egress+ingress)
-			}
-			roundTrip(t, p)
-		}
-		return err
-	}
-	if err := with(600, 400); err != nil {
-		t.Error(err)
-	}
-	if err := with(600, 401); err == nil || !strings.Contains(err.Error(), "spec.exclude: 1001 rules: write at most 1000") {
-		t.Error(err)
-	}
-
-	file := func(n int) error {
-		_, err := Parse("big", []byte(strings.Repeat("#", n)))
-		return err
-	}
-	if err := file(MaxFileSize + 1); err == nil || !strings.Contains(err.Error(), "write at most 1048576, and split it") {
-		t.Error(err)
-	}
-	if err := file(MaxFileSize); err == nil || strings.Contains(err.Error(), "split") {
-		t.Error(err)
-	}
-}
-
 // What would keep the YAML parser busy for minutes, or overflow its stack, does not reach it.
 func TestHostileSize(t *testing.T) {
-	// A quarter of what a file may have, to be done in reasonable time with the race detector.
-	const size = MaxFileSize / 4
+	// A sixteenth of what a file may have, to be done in reasonable time with the race detector.
+	const size = MaxFileSize / 16
 	for name, text := range map[string]string{
 		"keys":    strings.Repeat("a: b\n", size/5),
 		"flow":    strings.Repeat("[", size),
@@ -445,7 +422,133 @@ func TestLoadDir(t *testing.T) {
 	fails("l.yaml: not a regular file")
 	_ = os.Remove(link)
 	write("big.yaml", strings.Repeat("#", MaxFileSize+100))
-	fails("big.yaml:1:1: the file has 1048577 bytes")
+	fails("big.yaml:1:1: the file has 4194305 bytes")
+}
+
+func TestLoadEach(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name string, policies ...string) {
+		t.Helper()
+		text := ""
+		for _, p := range policies {
+			text += "---\n" + fmt.Sprintf(minimal, p)
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, _, err := LoadEach(filepath.Join(dir, "missing")); !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
+	if good, broken, err := LoadEach(dir); err != nil || len(good)+len(broken) > 0 {
+		t.Errorf("%v, %v, %v", good, broken, err)
+	}
+	write("good.yaml", "web", "db")
+	write("good.yml", "cache")
+	write(".hidden.yaml", "Bad")
+	good, broken, err := LoadEach(dir)
+	all, err2 := LoadDir(dir)
+	if err != nil || err2 != nil || len(broken) != 0 || !reflect.DeepEqual(good, all) {
+		t.Errorf("%v, %v, %v; LoadDir: %v, %v", good, broken, err, all, err2)
+	}
+
+	write("a.yaml", "twice", "only-a")
+	write("b.yaml", "only-b", "twice")
+	write("c.yaml", "twice", "only-b")
+	write("bad.yaml", "fine", "Bad")
+	if err := os.Symlink("nowhere", filepath.Join(dir, "link.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	good, broken, err = LoadEach(dir)
+	if err != nil || len(good) != 3 || good["web"] == nil || good["db"] == nil || good["cache"] == nil {
+		t.Errorf("good: %v, %v", good, err)
+	}
+	at := func(name string) string { return filepath.Join(dir, name) }
+	for name, want := range map[string][]string{
+		"a.yaml":    {at("a.yaml") + `:2: metadata.name: "twice" is the name of the policy at ` + at("b.yaml") + ":7 too"},
+		"b.yaml":    {`b.yaml:7: metadata.name: "twice" is`, `b.yaml:2: metadata.name: "only-b" is the name of the policy at ` + at("c.yaml") + ":7 too"},
+		"c.yaml":    {`"twice" is the name of the policy at ` + at("a.yaml") + ":2 too", `"only-b" is the name of the policy at ` + at("b.yaml") + ":2 too"},
+		"bad.yaml":  {`bad.yaml:9:18: metadata.name: "Bad" is not a name`},
+		"link.yaml": {"link.yaml: no such file"},
+	} {
+		for _, w := range want {
+			if err := broken[at(name)]; err == nil || !strings.Contains(err.Error(), w) {
+				t.Errorf("%s: %v, want %s", name, err, w)
+			}
+		}
+	}
+	if len(broken) != 5 {
+		t.Errorf("broken: %v", broken)
+	}
+}
+
+func TestFingerprint(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "policies")
+	seen := map[uint64]string{}
+	last := uint64(0)
+	step := func(what string, differs bool) {
+		t.Helper()
+		got, err := Fingerprint(dir)
+		again, err2 := Fingerprint(dir)
+		if err != nil || err2 != nil || got != again || got == 0 {
+			t.Fatalf("%s: %d, %v, again %d, %v", what, got, err, again, err2)
+		}
+		if differs == (got == last) {
+			t.Errorf("%s: %d, before %d", what, got, last)
+		}
+		if other, has := seen[got]; has && differs {
+			t.Errorf("%s and %s: %d", what, other, got)
+		}
+		seen[got], last = what, got
+	}
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	path := func(name string) string { return filepath.Join(dir, name) }
+	step("missing", true)
+	if last != FingerprintNone {
+		t.Errorf("missing: %d", last)
+	}
+	must(os.Mkdir(dir, 0o755))
+	step("empty", true)
+	must(os.WriteFile(path("a.yaml"), []byte("a"), 0o644))
+	step("a file", true)
+	for _, name := range []string{".b.yaml", "b", "b.yaml~"} {
+		must(os.WriteFile(path(name), []byte("b"), 0o644))
+		step("a file that is no policy", false)
+	}
+	must(os.WriteFile(path("a.yaml"), []byte("bb"), 0o644))
+	step("another size", true)
+	must(os.Chtimes(path("a.yaml"), time.Time{}, time.Unix(1, 1)))
+	step("another time", true)
+	must(os.Chtimes(path("a.yaml"), time.Time{}, time.Unix(1, 2)))
+	step("another nanosecond", true)
+	must(os.Rename(path("a.yaml"), path("b.yml")))
+	step("another name", true)
+	must(os.WriteFile(path("new"), []byte("bb"), 0o644))
+	must(os.Chtimes(path("new"), time.Time{}, time.Unix(1, 2)))
+	must(os.Rename(path("new"), path("b.yml")))
+	step("another inode", true)
+	must(os.Symlink("nowhere", path("link.yaml")))
+	step("a dangling link", true)
+	must(os.WriteFile(path("nowhere"), nil, 0o644))
+	step("the link's target", true)
+	must(os.RemoveAll(dir))
+	must(os.WriteFile(dir, nil, 0o644))
+	if got, err := Fingerprint(dir); err == nil {
+		t.Errorf("of a file: %d", got)
+	}
+}
+
+func BenchmarkFingerprint(b *testing.B) {
+	for b.Loop() {
+		if _, err := Fingerprint("../contrib/examples"); err != nil {
+			b.Fatal(err)
+		}
+	}
 }
 
 func TestChoose(t *testing.T) {
@@ -506,6 +609,55 @@ func BenchmarkFind(b *testing.B) {
 		}
 		if _, err := p.Compile(); err != nil {
 			b.Fatal(err)
+		}
+	}
+}
+
+// The example of rules means what its comments say.
+func TestLeastPrivilege(t *testing.T) {
+	p, err := Find("../contrib/examples", "least-privilege")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := p.Compile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	tables := NewTables(c, []netip.Addr{netip.MustParseAddr("10.0.0.1")})
+	app, sidecar := Inside(Endpoint{Role: RoleApp, Name: "web"}), Inside(Endpoint{Role: RoleSidecar, Name: "haproxy"})
+	out := func(a string) End { return Outside(netip.MustParseAddr(a)) }
+	for _, tc := range []struct {
+		from, to End
+		proto    uint8
+		port     uint16
+		route    Route
+		reason   string
+	}{
+		{app, sidecar, protoTCP, 8080, RouteLocal, ""},
+		{app, sidecar, protoTCP, 8404, RouteNone, ReasonEgress},
+		{app, sidecar, protoUDP, 8080, RouteNone, ReasonEgress},
+		{app, out("10.96.0.10"), protoUDP, 53, RouteDirect, ""},
+		{app, out("10.96.0.10"), protoTCP, 53, RouteNone, ReasonEgress},
+		{app, out("10.96.0.11"), protoUDP, 53, RouteNone, ReasonEgress},
+		{app, out("10.20.0.1"), protoTCP, 443, RouteNone, ReasonEgress},
+		{app, out("10.20.0.1"), protoICMP, 8, RouteNone, ReasonICMP},
+		{sidecar, app, protoTCP, 3000, RouteLocal, ""},
+		{sidecar, app, protoTCP, 3001, RouteNone, ReasonEgress},
+		{sidecar, out("10.20.0.1"), protoTCP, 443, RouteDirect, ""},
+		{sidecar, out("10.20.255.1"), protoTCP, 443, RouteNone, ReasonEgress},
+		{sidecar, out("fd00:20::1"), protoTCP, 8443, RouteDirect, ""},
+		{sidecar, out("8.8.8.8"), protoTCP, 443, RouteNone, ReasonEgress},
+		{out("8.8.8.8"), sidecar, protoTCP, 443, RouteDirect, ""},
+		{out("8.8.8.8"), app, protoTCP, 443, RouteSteered, ""},
+		{out("8.8.8.8"), sidecar, protoTCP, 8404, RouteNone, ReasonIngress},
+		{out("10.0.0.1"), sidecar, protoTCP, 8404, RouteDirect, ""},
+		{out("10.0.0.1"), sidecar, protoTCP, 443, RouteNone, ReasonIngress},
+		{out("10.30.0.7"), sidecar, protoTCP, 8404, RouteDirect, ""},
+		{out("8.8.8.8"), app, protoUDP, 3000, RouteNone, ReasonIngress},
+	} {
+		q := Query{From: tc.from, To: tc.to, Proto: tc.proto, Port: tc.port}
+		if d := Decide(tables, q); d.Route != tc.route || d.Reason != tc.reason {
+			t.Errorf("%s: %+v, want %s %s", q, d, tc.route, tc.reason)
 		}
 	}
 }

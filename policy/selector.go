@@ -11,15 +11,18 @@ import (
 // LabelSelector is Kubernetes' selector: all of MatchLabels and all of MatchExpressions must hold.
 // An empty one selects everything.
 type LabelSelector struct {
-	MatchLabels      map[string]string `yaml:"matchLabels,omitempty" json:"matchLabels,omitempty"`
-	MatchExpressions []Requirement     `yaml:"matchExpressions,omitempty" json:"matchExpressions,omitempty"`
+	// MatchLabels are labels that the pod has.
+	MatchLabels map[string]string `yaml:"matchLabels,omitempty" json:"matchLabels,omitempty"`
+	// MatchExpressions are further conditions on the pod's labels.
+	MatchExpressions []Requirement `yaml:"matchExpressions,omitempty" json:"matchExpressions,omitempty"`
 }
 
 // Requirement is one of a selector's MatchExpressions.
 type Requirement struct {
-	Key      string   `yaml:"key" json:"key"`
+	Key      string   `yaml:"key" json:"key"` // of a label
 	Operator Operator `yaml:"operator" json:"operator"`
-	Values   []string `yaml:"values,omitempty" json:"values,omitempty"`
+	// Values are those of In and NotIn. Exists and DoesNotExist have none.
+	Values []string `yaml:"values,omitempty" json:"values,omitempty"`
 }
 
 // Operator relates a label to the values of a requirement.

@@ -165,3 +165,17 @@ func list(names []string) string {
 	}
 	return strings.Join(names[:most], ", ") + " and " + strconv.Itoa(len(names)-most) + " more"
 }
+
+// several joins the words of the first four items.
+func several[T any](items []T, separator string, words func(T) string) string {
+	const most = 4
+	var out []string
+	for _, item := range items[:min(most, len(items))] {
+		out = append(out, words(item))
+	}
+	text := strings.Join(out, separator)
+	if more := len(items) - most; more > 0 {
+		text += " and " + strconv.Itoa(more) + " more"
+	}
+	return text
+}

@@ -13,7 +13,7 @@
 
 #include <linux/types.h>
 
-#define SG_ABI 1
+#define SG_ABI 2
 
 /* What a container is to its pod. DEAD is what zeroed memory says. */
 enum sg_role {
@@ -31,11 +31,40 @@ enum sg_proto {
 	SG_PROTO_UDP = 17, /* IPPROTO_UDP */
 };
 
-/* Which table of rules: an IPv6 prefix never covers IPv4 (::/0 does not). */
 enum sg_dir {
 	SG_DIR_EGRESS = 0,
 	SG_DIR_INGRESS = 1,
-	SG_DIR_V4 = 2, /* added to one of the above */
+};
+
+/*
+ * Whom a rule is about, and whom it lets through (the peer). A container has
+ * two numbers: its role in the policy's words, and its name (0 or
+ * SG_SUBJECT_NAME and a hash). An outside address has two as well: the class of
+ * the prefixes that cover it (0 or SG_CLASS_FIRST on), and world or host.
+ */
+enum sg_subject_id {
+	SG_SUBJECT_POD = 0, /* what goes round the sidecar, of all apps */
+	SG_SUBJECT_APP = 1,
+	SG_SUBJECT_SIDECAR = 2,
+	SG_SUBJECT_INIT = 3,
+	SG_SUBJECT_NONE = 4,
+	SG_SUBJECT_ROLES = 8,
+	SG_PEER_WORLD = 8,
+	SG_PEER_HOST = 9,
+	SG_CLASS_FIRST = 1024,
+};
+
+#define SG_SUBJECT_NAME (1U << 31)
+
+/* What a policy says of a subject at all. */
+enum sg_subject_flags {
+	SG_SUBJECT_RULED = 1, /* what no rule allows is denied, both ways */
+	SG_SUBJECT_ICMP = 2, /* some rule is about ICMP */
+	SG_SUBJECT_ICMPV6 = 4,
+	SG_SUBJECT_SCTP = 8,
+	SG_SUBJECT_PROCESSES =
+		16, /* map executables says who may have sockets */
+	SG_SUBJECT_UNIX = 32, /* map unix_rules says whom it may connect to */
 };
 
 /*
@@ -50,6 +79,7 @@ enum sg_counter {
 	SG_COUNT_ACCEPT_OUT = 4, /* redirected connections the sidecar took */
 	SG_COUNT_ACCEPT_IN = 5, /* outside connections the sidecar took */
 	SG_COUNT_STEERED = 6, /* lookups answered with the inbound listener */
+	SG_COUNT_AUDIT = 7, /* would have been denied: mode audit */
 
 	SG_DROP_FIRST = 8,
 	SG_DROP_UNREGISTERED = 8, /* socket of a cgroup unknown to this pod */
@@ -71,6 +101,10 @@ enum sg_counter {
 	SG_DROP_INIT = 24, /* init container under init: deny */
 	SG_DROP_SPOOFED = 25, /* foreign source address on loopback */
 	SG_DROP_BYPASS = 26, /* packet round the pod's own device hook */
+	SG_DROP_POLICY_EGRESS = 27, /* the container's rules */
+	SG_DROP_POLICY_INGRESS = 28, /* the rules of whom it wants to reach */
+	SG_DROP_PROCESS = 29, /* executable that may have no sockets */
+	SG_DROP_UNIX = 30, /* UNIX socket that no rule lets it reach */
 	SG_COUNTERS = 32,
 };
 
@@ -89,9 +123,11 @@ struct sg_container {
 	__u64 netns_cookie; /* of its pod */
 	__u64 cgroup_id;
 	enum sg_role role;
+	__u32 subject; /* enum sg_subject_id: its role as the policy calls it */
+	__u32 name; /* 0 or SG_SUBJECT_NAME and a hash */
 	__u32 reserved;
 };
-_Static_assert(sizeof(struct sg_container) == 24, "ABI");
+_Static_assert(sizeof(struct sg_container) == 32, "ABI");
 
 struct sg_ports {
 	__u16 lo;
@@ -100,21 +136,40 @@ struct sg_ports {
 
 #define SG_MAX_RESERVED 12
 
-enum sg_pod_flags {
-	SG_POD_NON_TCP = 1, /* apps may send UDP and ICMP directly */
-	SG_POD_SOCKNAME = 2, /* getsockname answers the original destination */
+enum sg_policy_flags {
+	SG_POLICY_NON_TCP = 1, /* apps may send UDP and ICMP directly */
+	SG_POLICY_SOCKNAME =
+		2, /* getsockname answers the original destination */
+	SG_POLICY_AUDIT = 4, /* nothing is denied, but recorded */
+	SG_POLICY_RULED = 8, /* some subject has rules */
+	SG_POLICY_NAMES = 16, /* some subject is a container's name */
+	SG_POLICY_PREFIXES = 32, /* map prefixes has some */
+	SG_POLICY_WORLD = 64, /* some rule is about world or host */
+	SG_POLICY_FILES = 128, /* map executables has some for it */
 };
 
-/* One pod: value of map pods, by netns cookie. */
-struct sg_pod {
+/*
+ * A policy: value of map policies, by revision. It never changes: to change a
+ * policy is to write another revision and to point its slot there.
+ */
+struct sg_policy {
+	__u32 revision;
+	__u32 flags; /* enum sg_policy_flags */
 	__u16 outbound;
 	__u16 inbound;
 	__u16 dns; /* 0: DNS is not redirected */
-	__u8 flags; /* enum sg_pod_flags */
-	__u8 nreserved;
+	__u16 nreserved;
 	struct sg_ports reserved[SG_MAX_RESERVED];
+	__u16 subjects[SG_SUBJECT_ROLES]; /* enum sg_subject_flags */
 };
-_Static_assert(sizeof(struct sg_pod) == 56, "ABI");
+_Static_assert(sizeof(struct sg_policy) == 80, "ABI");
+
+/* One pod: value of map pods, by netns cookie. */
+struct sg_pod {
+	__u32 policy; /* slot of map policy_slots */
+	__u32 reserved;
+};
+_Static_assert(sizeof(struct sg_pod) == 8, "ABI");
 
 /*
  * What a set of pod programs works for: value of map pod_slots. Programs are
@@ -133,44 +188,123 @@ struct sg_pod_addr {
 };
 _Static_assert(sizeof(struct sg_pod_addr) == 24, "ABI");
 
-/* Bits of sg_rule_key that do not belong to the address. */
-#define SG_RULE_PREFIX_BITS 96
+/* Bits of sg_prefix_key that do not belong to the address. */
+#define SG_PREFIX_BITS 64
 
 /*
- * Longest-prefix key of map rules. prefixlen counts from netns_cookie on, so
- * a rule for 10.0.0.0/8 has SG_RULE_PREFIX_BITS + 96 + 8.
+ * Longest-prefix key of map prefixes: 10.0.0.0/8 has SG_PREFIX_BITS + 96 + 8
+ * bits. An IPv6 prefix never covers IPv4 (::/0 does not).
+ */
+struct sg_prefix_key {
+	__u32 prefixlen;
+	__u32 revision;
+	__u32 ipv4; /* 1 or 0 */
+	struct sg_addr addr;
+};
+_Static_assert(sizeof(struct sg_prefix_key) == 28, "ABI");
+
+/* Bits of sg_rule_key before the protocol, and before the port. */
+#define SG_RULE_BITS 104
+#define SG_RULE_PROTO_BITS 112
+
+/*
+ * Longest-prefix key of map rules: what a subject may reach, or be reached by.
+ * SG_RULE_BITS long for any protocol, SG_RULE_PROTO_BITS for all its ports, and
+ * longer for ports that have a prefix in common. All entries allow.
  */
 struct sg_rule_key {
 	__u32 prefixlen;
-	enum sg_dir dir;
-	__u64 netns_cookie;
-	struct sg_addr addr;
+	__u32 revision;
+	__u32 subject;
+	__u32 peer;
+	__u8 dir; /* enum sg_dir */
+	__u8 proto; /* IPPROTO_* */
+	__be16 port; /* or ICMP type */
 };
-_Static_assert(sizeof(struct sg_rule_key) == 32, "ABI");
+_Static_assert(sizeof(struct sg_rule_key) == 20, "ABI");
 
-#define SG_MAX_RULE_PORTS 16
+/* Key of map subjects, for those that are names. */
+struct sg_subject_key {
+	__u32 revision;
+	__u32 subject;
+};
+_Static_assert(sizeof(struct sg_subject_key) == 8, "ABI");
 
-struct sg_rule_port {
-	__u16 lo;
-	__u16 hi; /* inclusive */
-	enum sg_proto proto;
+/* An executable that may have sockets: key of map executables. */
+struct sg_executable {
+	__u64 cgroup_id; /* of the container */
+	__u64 ino; /* as the file system's own inode has it */
+	__u32 dev; /* super_block.s_dev: major << 20 | minor */
+	__u32 reserved;
+};
+_Static_assert(sizeof(struct sg_executable) == 24, "ABI");
+
+#define SG_MAX_UNIX 16
+#define SG_UNIX_PATH 108 /* sun_path */
+#define SG_UNIX_PEERS 8
+
+/*
+ * Which UNIX sockets a subject may connect or send to, its n-th rule: key of
+ * map unix_rules.
+ */
+struct sg_unix_key {
+	__u32 revision;
+	__u32 subject;
+	__u32 n;
+};
+_Static_assert(sizeof(struct sg_unix_key) == 12, "ABI");
+
+struct sg_unix_set {
+	__u64 w[2];
 };
 
 /*
- * All that one prefix allows. User space copies the ranges of the covering
- * prefixes into it, since a trie finds the longest match only.
+ * A pattern, as an automaton with a state before each of its characters and one
+ * at the end. A set of states is a set of bits.
  */
-struct sg_rule {
-	__u32 n;
-	struct sg_rule_port p[SG_MAX_RULE_PORTS];
+struct sg_unix_rule {
+	struct sg_unix_set match[256]; /* states that take this byte */
+	struct sg_unix_set star; /* states of *, which take all but '/' */
+	struct sg_unix_set deep; /* states of **, which take all */
+	struct sg_unix_set accept;
+	__u8 abstract; /* or a path */
+	__u8 type; /* SOCK_*, 0: any */
+	__u8 npeers; /* 0: whoever bound the socket */
+	__u8 reserved;
+	__u32 rule; /* number */
+	__u32 peer[SG_UNIX_PEERS]; /* subjects */
 };
-_Static_assert(sizeof(struct sg_rule) == 132, "ABI");
+_Static_assert(sizeof(struct sg_unix_rule) == 4184, "ABI");
+
+/*
+ * What a container did, or would have been denied, under mode audit: key of
+ * map seen. Inside the pod peer is set.
+ */
+struct sg_seen {
+	__u64 netns_cookie;
+	__u64 cgroup_id;
+	__u64 peer; /* cgroup of the other end in the pod */
+	struct sg_addr addr; /* other end outside */
+	__u16 port; /* of the destination; or ICMP type */
+	__u8 proto;
+	__u8 dir; /* enum sg_dir */
+	__u8 reason; /* enum sg_counter: why not, or 0 */
+	__u8 reserved[3];
+};
+_Static_assert(sizeof(struct sg_seen) == 48, "ABI");
+
+struct sg_seen_count {
+	__u64 count;
+	__u64 last_ns; /* CLOCK_BOOTTIME */
+};
 
 enum sg_sock_flags {
 	SG_SOCK_REDIRECTED = 1, /* connect was sent to the outbound port */
 	SG_SOCK_DNS = 2, /* last datagram was sent to the DNS port */
 	SG_SOCK_PASSIVE = 4, /* made by accept */
 	SG_SOCK_ORIGDST = 8, /* map origdst knows this connection */
+	SG_SOCK_SENT = 16, /* has sent a datagram: may get an answer */
+	SG_SOCK_CALLED = 32, /* has got a datagram: may answer */
 };
 
 struct sg_orig {
@@ -191,6 +325,20 @@ struct sg_sock {
 };
 _Static_assert(sizeof(struct sg_sock) == 48, "ABI");
 
+/* A socket and its record, as the iterator of socks.bpf.c gives them. */
+struct sg_sock_row {
+	struct sg_sock sock;
+	struct sg_addr local;
+	struct sg_addr remote;
+	__u64 cookie; /* SO_COOKIE */
+	__u16 lport;
+	__u16 rport;
+	__u16 family; /* AF_INET or AF_INET6 */
+	__u8 proto; /* IPPROTO_* */
+	__u8 state; /* BPF_TCP_* */
+};
+_Static_assert(sizeof(struct sg_sock_row) == 96, "ABI");
+
 /* A connection on loopback as its client sees it: key of map origdst. */
 struct sg_tuple {
 	__u64 netns_cookie;
@@ -202,11 +350,6 @@ struct sg_tuple {
 };
 _Static_assert(sizeof(struct sg_tuple) == 48, "ABI");
 
-enum sg_listener_kind {
-	SG_LISTEN_OUTBOUND = 0,
-	SG_LISTEN_INBOUND = 1,
-};
-
 /*
  * A sidecar may open several listeners on one port (SO_REUSEPORT, threads,
  * reload): each takes a free slot, and gives it back when it closes.
@@ -215,10 +358,10 @@ enum sg_listener_kind {
 
 struct sg_listener_key {
 	__u64 netns_cookie;
-	__u8 kind; /* enum sg_listener_kind */
+	__u16 port;
 	__u8 ipv6; /* 0: AF_INET, 1: AF_INET6 */
 	__u8 slot;
-	__u8 reserved[5];
+	__u32 reserved;
 };
 _Static_assert(sizeof(struct sg_listener_key) == 16, "ABI");
 
@@ -227,7 +370,8 @@ _Static_assert(sizeof(struct sg_listener_key) == 16, "ABI");
 enum sg_device_prog {
 	SG_DEVICE_EGRESS = 0, /* sg_device */
 	SG_DEVICE_LOOPBACK = 1, /* sg_loopback */
-	SG_DEVICE_PROGS = 2,
+	SG_DEVICE_LOOPBACK_OUT = 2, /* sg_loopback_out */
+	SG_DEVICE_PROGS = 3,
 };
 
 /*
@@ -249,12 +393,41 @@ struct sg_container_info {
 
 struct sg_pod_info {
 	__u8 pod[SG_NAME + 1];
-	__u8 policy[SG_NAME + 1];
-	__u8 reserved[2];
-	__u32 slot;
+	__u8 reserved[3];
+	__u32 slot; /* of its programs */
 	__u64 netns_ino;
 	__u64 netns_dev;
 };
-_Static_assert(sizeof(struct sg_pod_info) == 152, "ABI");
+_Static_assert(sizeof(struct sg_pod_info) == 88, "ABI");
+
+#define SG_PATH 128
+
+struct sg_policy_info {
+	__u8 name[SG_NAME + 1];
+	__u8 source[SG_PATH + 1]; /* file:line */
+	__u8 init; /* policy.InitMode */
+	__u8 reserved;
+	__u32 revision;
+	__u32 nprefixes; /* entries of the revision, so that none is looked for
+			  */
+	__u32 nrules; /* where there is none */
+	__u32 nsubjects;
+	__u32 ninfos;
+	__u64 digest; /* of the compiled policy */
+	__u64 fingerprint; /* of the directory that it was read from */
+	__u64 applied_ns; /* CLOCK_REALTIME */
+};
+_Static_assert(sizeof(struct sg_policy_info) == 240, "ABI");
+
+/* A rule in words: value of map rule_info. */
+struct sg_rule_info_key {
+	__u32 revision;
+	__u32 rule;
+};
+
+struct sg_rule_info {
+	__u8 path[64]; /* spec.rules[0].egress[1] */
+	__u8 text[SG_PATH];
+};
 
 #endif

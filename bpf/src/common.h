@@ -89,48 +89,264 @@ SG_INLINE int sg_is_local(__u64 netns_cookie, const struct sg_addr *a)
 	return sg_is_loopback(a) || bpf_map_lookup_elem(&pod_addrs, &key);
 }
 
+/* The policy that the pod is under now. Read once by whoever decides. */
+SG_NOINLINE struct sg_policy *sg_policy_of(__u64 netns_cookie)
+{
+	struct sg_pod *pod = bpf_map_lookup_elem(&pods, &netns_cookie);
+	__u32 *slot, revision;
+
+	if (!pod)
+		return 0;
+	slot = bpf_map_lookup_elem(&policy_slots, &pod->policy);
+	if (!slot)
+		return 0;
+	revision = *(volatile __u32 *)slot;
+	return bpf_map_lookup_elem(&policies, &revision);
+}
+
+/* One end inside the pod, as its policy knows it. */
+struct sg_end {
+	__u64 cgroup_id;
+	__u32 subject[2]; /* role and name; 0: none */
+	__u32 flags; /* enum sg_subject_flags, of both */
+	__u32 reserved;
+};
+
+SG_INLINE void sg_end_of(const struct sg_policy *policy,
+			 const struct sg_container *c, struct sg_end *e)
+{
+	struct sg_subject_key key = {
+		.revision = policy->revision,
+		.subject = c->name,
+	};
+	__u32 *flags;
+
+	__builtin_memset(e, 0, sizeof(*e));
+	e->cgroup_id = c->cgroup_id;
+	e->subject[0] = c->subject & (SG_SUBJECT_ROLES - 1);
+	e->flags = policy->subjects[e->subject[0]];
+	if (!c->name || !(policy->flags & SG_POLICY_NAMES))
+		return;
+	e->subject[1] = c->name;
+	flags = bpf_map_lookup_elem(&subjects, &key);
+	if (flags)
+		e->flags |= *flags;
+}
+
+/* A question to the rules. */
 struct sg_query {
-	__u64 netns_cookie;
-	struct sg_addr addr;
-	__u16 port;
+	__u32 revision;
+	__u32 subject[2]; /* either may be 0, but for SG_SUBJECT_POD alone */
+	__u32 peer[2]; /* either may be 0 */
+	__u8 dir; /* enum sg_dir */
 	__u8 proto;
-	__u8 fragment;
-	__u8 ingress;
+	__u16 port; /* or ICMP type */
+	__u8 whole; /* asks for all ports at once */
 	__u8 reserved[3];
 };
 
-/* Whether a rule is hit. */
+/* The number of the rule that lets it through, or 0. */
 SG_GLOBAL int sg_rule_query(const struct sg_query *q)
 {
 	struct sg_rule_key key = {};
-	struct sg_rule *r;
 
 	if (!q)
 		return 0;
-	key.prefixlen = SG_RULE_PREFIX_BITS + 128;
-	key.dir = q->ingress ? SG_DIR_INGRESS : SG_DIR_EGRESS;
-	if (sg_is_v4(&q->addr))
-		key.dir += SG_DIR_V4;
-	key.netns_cookie = q->netns_cookie;
-	key.addr = q->addr;
-	r = bpf_map_lookup_elem(&rules, &key);
-	return r && sg_rule_allows(r, q->proto, q->port, q->fragment);
+	key.prefixlen = q->whole ? SG_RULE_PROTO_BITS : SG_RULE_PROTO_BITS + 16;
+	key.revision = q->revision;
+	key.dir = q->dir;
+	key.proto = q->proto;
+	key.port = bpf_htons(q->port);
+	for (int i = 0; i < 4; i++) {
+		__u32 *rule;
+
+		key.subject = q->subject[i >> 1];
+		key.peer = q->peer[i & 1];
+		if (!key.peer || ((i >> 1) && !key.subject))
+			continue;
+		rule = bpf_map_lookup_elem(&rules, &key);
+		if (rule)
+			return *rule;
+	}
+	return 0;
 }
 
-SG_INLINE int sg_rule_hit(__u64 netns_cookie, __u32 dir,
-			  const struct sg_addr *a, __u8 proto, __u16 port,
-			  int fragment)
+/* What the rules may call an outside address. */
+SG_INLINE void sg_peers_of(const struct sg_policy *policy,
+			   const struct sg_addr *a, __u32 peer[2])
+{
+	__u32 *class;
+
+	peer[0] = 0;
+	peer[1] = 0;
+	if (policy->flags & SG_POLICY_PREFIXES) {
+		struct sg_prefix_key key = {
+			.prefixlen = SG_PREFIX_BITS + 128,
+			.revision = policy->revision,
+			.ipv4 = !!sg_is_v4(a),
+			.addr = *a,
+		};
+
+		class = bpf_map_lookup_elem(&prefixes, &key);
+		if (class)
+			peer[0] = *class;
+	}
+	if (policy->flags & SG_POLICY_WORLD)
+		peer[1] = bpf_map_lookup_elem(&host_addrs, a) ? SG_PEER_HOST
+							      : SG_PEER_WORLD;
+}
+
+/*
+ * What an ICMP message answers: an echo reply is let through by the rule for
+ * the request. -1: nothing that a rule can be about.
+ */
+SG_INLINE int sg_icmp_answers(__u8 proto, __u16 type)
+{
+	if (proto == SG_IPPROTO_ICMP)
+		return type == 0 ? 8 : -1;
+	return type == 129 ? 128 : -1;
+}
+
+/* A flow with the outside: who, with whom, and what about. */
+struct sg_outside {
+	__u32 peer[2];
+	__u8 dir; /* enum sg_dir: of the packet */
+	__u8 proto;
+	__u8 fragment;
+	__u8 opening; /* opens a TCP connection, and so answers nothing */
+	__u16 port; /* where it goes; or ICMP type */
+	__u16 reply; /* where it comes from: what it may answer */
+};
+
+/*
+ * Whether a rule is about the flow, or about what it answers: then that went
+ * the other way, to the port that this comes from.
+ */
+SG_INLINE int sg_permits(const struct sg_policy *policy,
+			 const struct sg_end *self, const struct sg_outside *o)
 {
 	struct sg_query q = {
-		.netns_cookie = netns_cookie,
-		.addr = *a,
-		.port = port,
-		.proto = proto,
-		.fragment = !!fragment,
-		.ingress = dir == SG_DIR_INGRESS,
+		.revision = policy->revision,
+		.peer = {o->peer[0], o->peer[1]},
+		.dir = o->dir,
+		.proto = o->proto,
+		.port = o->port,
+		.whole = o->fragment,
 	};
 
+	if (!q.peer[0] && !q.peer[1])
+		return 0;
+	if (self) {
+		q.subject[0] = self->subject[0];
+		q.subject[1] = self->subject[1];
+	}
+	if (sg_rule_query(&q))
+		return 1;
+	if (o->opening)
+		return 0;
+	if (o->proto == SG_IPPROTO_ICMP || o->proto == SG_IPPROTO_ICMPV6) {
+		int type = sg_icmp_answers(o->proto, o->port);
+
+		if (type < 0)
+			return 0;
+		q.port = type;
+	} else {
+		q.port = o->reply;
+	}
+	q.dir = o->dir ^ 1;
 	return sg_rule_query(&q);
+}
+
+/* A flow inside the pod. */
+struct sg_inside_query {
+	struct sg_end from;
+	struct sg_end to;
+	__u32 revision;
+	__u8 proto;
+	__u8 reserved;
+	__u16 port; /* of to */
+};
+
+/*
+ * What the rules of both ends say (enum sg_inside). A container is free to talk
+ * to itself.
+ */
+SG_GLOBAL int sg_inside_of(const struct sg_inside_query *in)
+{
+	struct sg_query q = {};
+
+	if (!in)
+		return SG_INSIDE_EGRESS;
+	if (in->from.cgroup_id == in->to.cgroup_id)
+		return SG_INSIDE_ALLOW;
+	q.revision = in->revision;
+	q.proto = in->proto;
+	q.port = in->port;
+	if (in->from.flags & SG_SUBJECT_RULED) {
+		q.dir = SG_DIR_EGRESS;
+		q.subject[0] = in->from.subject[0];
+		q.subject[1] = in->from.subject[1];
+		q.peer[0] = in->to.subject[0];
+		q.peer[1] = in->to.subject[1];
+		if (!sg_rule_query(&q))
+			return SG_INSIDE_EGRESS;
+	}
+	if (in->to.flags & SG_SUBJECT_RULED) {
+		q.dir = SG_DIR_INGRESS;
+		q.subject[0] = in->to.subject[0];
+		q.subject[1] = in->to.subject[1];
+		q.peer[0] = in->from.subject[0];
+		q.peer[1] = in->from.subject[1];
+		if (!sg_rule_query(&q))
+			return SG_INSIDE_INGRESS;
+	}
+	return SG_INSIDE_ALLOW;
+}
+
+/* What mode audit keeps a record of. */
+SG_NOINLINE void sg_record(const struct sg_seen *what)
+{
+	struct sg_seen_count *n = bpf_map_lookup_elem(&seen, what);
+	struct sg_seen_count first = {};
+
+	if (!n) {
+		first.count = 1;
+		first.last_ns = bpf_ktime_get_boot_ns();
+		bpf_map_update_elem(&seen, what, &first, BPF_ANY);
+		return;
+	}
+	__sync_fetch_and_add(&n->count, 1);
+	n->last_ns = bpf_ktime_get_boot_ns();
+}
+
+/*
+ * Refuses: counts the reason. Under mode audit it records it, and proceeds;
+ * then it returns 1.
+ */
+SG_INLINE int sg_refuse(const struct sg_policy *policy,
+			const struct sg_container *self, __u32 counter,
+			struct sg_seen *what)
+{
+	if (!policy || !(policy->flags & SG_POLICY_AUDIT)) {
+		sg_count(self->cgroup_id, counter);
+		return 0;
+	}
+	sg_count(self->cgroup_id, SG_COUNT_AUDIT);
+	what->netns_cookie = self->netns_cookie;
+	what->cgroup_id = self->cgroup_id;
+	what->reason = counter;
+	sg_record(what);
+	return 1;
+}
+
+/* The same of what is no container's. */
+SG_NOINLINE int sg_pod_refuse(__u64 netns_cookie, enum sg_counter counter)
+{
+	struct sg_policy *policy = sg_policy_of(netns_cookie);
+	int audit = policy && (policy->flags & SG_POLICY_AUDIT);
+
+	sg_count_pod(netns_cookie, audit ? SG_COUNT_AUDIT : counter);
+	return audit;
 }
 
 #endif

@@ -9,11 +9,6 @@
 
 #include "common.h"
 
-enum sg_call {
-	SG_CALL_CONNECT,
-	SG_CALL_SENDMSG,
-};
-
 SG_INLINE struct sg_addr sg_user_addr(struct bpf_sock_addr *ctx, int v6)
 {
 	if (!v6)
@@ -63,15 +58,154 @@ SG_INLINE struct sg_sock *sg_sock_of(struct bpf_sock_addr *ctx,
 	return s;
 }
 
-SG_INLINE int sg_do_connect(struct bpf_sock_addr *ctx, int v6,
-			    enum sg_call call)
+/*
+ * The cgroup of the container whose socket a connection or datagram would reach
+ * inside the pod. 0: there is no such socket; 1: it is no container's.
+ */
+SG_NOINLINE __u64 sg_owner_at(struct bpf_sock_addr *ctx,
+			      const struct sg_addr *addr, __u8 proto)
+{
+	struct bpf_sock_tuple t = {};
+	__u32 size = sizeof(t.ipv6);
+	struct bpf_sock *sk;
+	struct sg_sock *s;
+	__u64 owner = 1;
+
+	if (sg_is_v4(addr)) {
+		size = sizeof(t.ipv4);
+		__builtin_memcpy(&t.ipv4.daddr, &addr->b[12], 4);
+		if (!t.ipv4.daddr) /* connect(2) takes it for loopback */
+			t.ipv4.daddr = bpf_htonl(0x7f000001);
+		t.ipv4.dport = ctx->user_port;
+	} else {
+		__builtin_memcpy(t.ipv6.daddr, addr, sizeof(t.ipv6.daddr));
+		if (!(t.ipv6.daddr[0] | t.ipv6.daddr[1] | t.ipv6.daddr[2] |
+		      t.ipv6.daddr[3]))
+			t.ipv6.daddr[3] = bpf_htonl(1);
+		t.ipv6.dport = ctx->user_port;
+	}
+	if (proto == SG_IPPROTO_TCP)
+		sk = bpf_sk_lookup_tcp(ctx, &t, size, BPF_F_CURRENT_NETNS, 0);
+	else
+		sk = bpf_sk_lookup_udp(ctx, &t, size, BPF_F_CURRENT_NETNS, 0);
+	if (!sk)
+		return 0;
+	s = bpf_sk_storage_get(&socks, sk, 0, 0);
+	if (s && s->cgroup_id)
+		owner = s->cgroup_id;
+	bpf_sk_release(sk);
+	return owner;
+}
+
+/*
+ * Early, so that connect(2) and sendmsg(2) tell; sg_ingress judges again what
+ * arrives. Of ICMP the kernel itself is the other end.
+ */
+SG_INLINE __u32 sg_connect_inside(struct bpf_sock_addr *ctx,
+				  const struct sg_policy *policy,
+				  const struct sg_end *self,
+				  const struct sg_addr *addr, __u8 proto,
+				  __u16 port, __u32 sock_flags, __u64 *peer)
+{
+	struct sg_inside_query in = {
+		.revision = policy->revision,
+		.proto = proto,
+		.port = port,
+	};
+	struct sg_container *c;
+	__u32 verdict;
+	__u64 owner;
+
+	if (!(policy->flags & SG_POLICY_RULED))
+		return SG_INSIDE_ALLOW;
+	if (proto != SG_IPPROTO_TCP && proto != SG_IPPROTO_UDP)
+		return SG_INSIDE_ALLOW;
+	owner = sg_owner_at(ctx, addr, proto);
+	if (!owner)
+		return SG_INSIDE_ALLOW; /* the kernel says that nobody listens
+					 */
+	c = bpf_map_lookup_elem(&containers, &owner);
+	if (!c) /* the kernel's own */
+		return self->flags & SG_SUBJECT_RULED ? SG_INSIDE_EGRESS
+						      : SG_INSIDE_ALLOW;
+	*peer = owner;
+	in.from = *self;
+	sg_end_of(policy, c, &in.to);
+	verdict = sg_inside_of(&in);
+	if (verdict == SG_INSIDE_ALLOW || proto == SG_IPPROTO_TCP ||
+	    !(sock_flags & SG_SOCK_CALLED) || !ctx->sk)
+		return verdict;
+	/* An answer to a datagram. That a query came was decided before. */
+	in.port = ctx->sk->src_port;
+	if (policy->dns && in.port == policy->dns)
+		return SG_INSIDE_ALLOW;
+	in.to = *self;
+	sg_end_of(policy, c, &in.from);
+	return sg_inside_of(&in) ? verdict : SG_INSIDE_ALLOW;
+}
+
+/* What the rules and exclusions say of a destination outside. */
+SG_INLINE void sg_connect_outside(struct bpf_sock_addr *ctx,
+				  const struct sg_policy *policy,
+				  const struct sg_end *self,
+				  const struct sg_addr *addr, __u32 sock_flags,
+				  struct sg_flow *f)
+{
+	struct sg_outside o = {
+		.dir = SG_DIR_EGRESS,
+		.proto = f->proto,
+		.port = f->port,
+		/* A datagram may answer what was let in. */
+		.opening = !(sock_flags & SG_SOCK_CALLED) || !ctx->sk,
+	};
+
+	if (!o.opening)
+		o.reply = ctx->sk->src_port;
+	/* The type of a ping is known when there is a packet. */
+	if (f->proto == SG_IPPROTO_ICMP || f->proto == SG_IPPROTO_ICMPV6) {
+		f->permitted = 1;
+		return;
+	}
+	sg_peers_of(policy, addr, o.peer);
+	f->excluded = !!sg_permits(policy, 0, &o);
+	if (f->ruled)
+		f->permitted = !!sg_permits(policy, self, &o);
+}
+
+/* A sidecar that listens takes it; under mode audit none is needed. */
+SG_INLINE int sg_has_listener(__u64 cookie, __u16 port, int ipv4)
+{
+	struct sg_listener_key key = {
+		.netns_cookie = cookie,
+		.port = port,
+	};
+
+	for (int i = 0; i < SG_LISTENER_SLOTS * 2; i++) {
+		struct bpf_sock *sk;
+
+		key.slot = i >> 1;
+		key.ipv6 = i & 1;
+		if (!ipv4 && !key.ipv6)
+			continue;
+		sk = bpf_map_lookup_elem(&listeners, &key);
+		if (sk) {
+			bpf_sk_release(sk);
+			return 1;
+		}
+	}
+	return 0;
+}
+
+SG_INLINE int sg_do_connect(struct bpf_sock_addr *ctx, int v6)
 {
 	struct sg_container *self = sg_self();
+	struct sg_seen what = {};
 	struct sg_flow f = {};
 	struct sg_verdict v;
 	struct sg_addr addr, to;
+	struct sg_policy *policy;
+	struct sg_end end;
 	struct sg_sock *s;
-	struct sg_pod *pod;
 	__u64 cookie;
 
 	if (!self)
@@ -81,34 +215,47 @@ SG_INLINE int sg_do_connect(struct bpf_sock_addr *ctx, int v6,
 		sg_count(self->cgroup_id, SG_DROP_NO_MEMORY);
 		return SG_REJECT;
 	}
-	if (self->role == SG_ROLE_SIDECAR || self->role == SG_ROLE_EXEMPT)
-		return SG_PROCEED;
 	cookie = self->netns_cookie;
-	pod = bpf_map_lookup_elem(&pods, &cookie);
-	if (!pod) {
+	policy = sg_policy_of(cookie);
+	if (!policy) {
 		sg_count(self->cgroup_id, SG_DROP_UNREGISTERED);
 		return SG_REJECT;
 	}
 
 	addr = sg_user_addr(ctx, v6);
+	sg_end_of(policy, self, &end);
 	f.proto = ctx->protocol;
 	f.port = bpf_ntohs(ctx->user_port);
 	f.local = !!sg_is_local(cookie, &addr);
-	if (!f.local) {
-		f.egress_rule = !!sg_rule_hit(cookie, SG_DIR_EGRESS, &addr,
-					      f.proto, f.port, 0);
-		/* A datagram may answer what an exclusion let in. */
-		if (call == SG_CALL_SENDMSG && ctx->sk)
-			f.egress_rule |= !!sg_rule_hit(cookie, SG_DIR_INGRESS,
-						       &addr, f.proto,
-						       ctx->sk->src_port, 0);
-	}
-	v = sg_verdict_connect(self->role, &f, pod);
-	sg_count(self->cgroup_id, v.counter);
+	f.ruled = !!(end.flags & SG_SUBJECT_RULED);
+	if (f.local)
+		f.inside = sg_connect_inside(ctx, policy, &end, &addr, f.proto,
+					     f.port, s->flags, &what.peer);
+	else
+		sg_connect_outside(ctx, policy, &end, &addr, s->flags, &f);
+	v = sg_verdict_connect(self->role, &f, policy);
 	s->flags &= ~(SG_SOCK_REDIRECTED | SG_SOCK_DNS | SG_SOCK_ORIGDST);
+	s->orig.family = 0;
+	if (policy->flags & SG_POLICY_AUDIT) {
+		what.addr = addr;
+		what.proto = f.proto;
+		what.port = f.port;
+		if (v.action == SG_REDIRECT &&
+		    !sg_has_listener(cookie, policy->outbound, sg_is_v4(&addr)))
+			v = sg_is(SG_DENY, SG_DROP_NO_LISTENER);
+		if (v.action == SG_DENY) {
+			sg_refuse(policy, self, v.counter, &what);
+			s->flags |= SG_SOCK_SENT;
+			return SG_PROCEED;
+		}
+		what.netns_cookie = cookie;
+		what.cgroup_id = self->cgroup_id;
+		sg_record(&what);
+	}
+	sg_count(self->cgroup_id, v.counter);
 	switch (v.action) {
 	case SG_ALLOW:
-		s->orig.family = 0;
+		s->flags |= SG_SOCK_SENT;
 		return SG_PROCEED;
 	case SG_REDIRECT:
 	case SG_REDIRECT_DNS:
@@ -116,39 +263,40 @@ SG_INLINE int sg_do_connect(struct bpf_sock_addr *ctx, int v6,
 	default:
 		return SG_REJECT;
 	}
+	s->flags |= SG_SOCK_SENT;
 	s->flags |= v.action == SG_REDIRECT ? SG_SOCK_REDIRECTED : SG_SOCK_DNS;
 	s->orig.addr = addr;
 	s->orig.port = f.port;
 	s->orig.family = sg_is_v4(&addr) ? SG_AF_INET : SG_AF_INET6;
 	to = sg_loopback_for(&addr);
 	sg_set_user_addr(ctx, v6, &to);
-	ctx->user_port =
-		bpf_htons(v.action == SG_REDIRECT ? pod->outbound : pod->dns);
+	ctx->user_port = bpf_htons(v.action == SG_REDIRECT ? policy->outbound
+							   : policy->dns);
 	return SG_PROCEED;
 }
 
 SEC("cgroup/connect4")
 int sg_connect4(struct bpf_sock_addr *ctx)
 {
-	return sg_do_connect(ctx, 0, SG_CALL_CONNECT);
+	return sg_do_connect(ctx, 0);
 }
 
 SEC("cgroup/connect6")
 int sg_connect6(struct bpf_sock_addr *ctx)
 {
-	return sg_do_connect(ctx, 1, SG_CALL_CONNECT);
+	return sg_do_connect(ctx, 1);
 }
 
 SEC("cgroup/sendmsg4")
 int sg_sendmsg4(struct bpf_sock_addr *ctx)
 {
-	return sg_do_connect(ctx, 0, SG_CALL_SENDMSG);
+	return sg_do_connect(ctx, 0);
 }
 
 SEC("cgroup/sendmsg6")
 int sg_sendmsg6(struct bpf_sock_addr *ctx)
 {
-	return sg_do_connect(ctx, 1, SG_CALL_SENDMSG);
+	return sg_do_connect(ctx, 1);
 }
 
 /* Puts the original destination where the kernel put the sidecar's address. */
@@ -175,12 +323,12 @@ SG_INLINE int sg_do_recvmsg(struct bpf_sock_addr *ctx, int v6)
 {
 	struct sg_container *self = sg_self();
 	struct sg_addr addr;
-	struct sg_pod *pod;
+	struct sg_policy *policy;
 
 	if (!self || self->role != SG_ROLE_APP)
 		return SG_PROCEED;
-	pod = bpf_map_lookup_elem(&pods, &self->netns_cookie);
-	if (!pod || !pod->dns || ctx->user_port != bpf_htons(pod->dns))
+	policy = sg_policy_of(self->netns_cookie);
+	if (!policy || !policy->dns || ctx->user_port != bpf_htons(policy->dns))
 		return SG_PROCEED;
 	addr = sg_user_addr(ctx, v6);
 	if (sg_is_loopback(&addr))
@@ -221,13 +369,13 @@ int sg_getpeername6(struct bpf_sock_addr *ctx)
 SG_INLINE int sg_do_getsockname(struct bpf_sock_addr *ctx, int v6)
 {
 	struct sg_container *self = sg_self();
-	struct sg_pod *pod;
+	struct sg_policy *policy;
 
 	if (!self || self->role != SG_ROLE_SIDECAR)
 		return SG_PROCEED;
-	pod = bpf_map_lookup_elem(&pods, &self->netns_cookie);
-	if (pod && (pod->flags & SG_POD_SOCKNAME) &&
-	    ctx->user_port == bpf_htons(pod->outbound))
+	policy = sg_policy_of(self->netns_cookie);
+	if (policy && (policy->flags & SG_POLICY_SOCKNAME) &&
+	    ctx->user_port == bpf_htons(policy->outbound))
 		sg_restore(ctx, v6, SG_SOCK_PASSIVE);
 	return SG_PROCEED;
 }
@@ -244,51 +392,55 @@ int sg_getsockname6(struct bpf_sock_addr *ctx)
 	return sg_do_getsockname(ctx, 1);
 }
 
-SG_INLINE int sg_do_bind(__u16 port)
+SG_INLINE int sg_do_bind(__u16 port, __u8 proto)
 {
 	struct sg_container *self = sg_self();
+	struct sg_policy *policy;
+	struct sg_seen what = {};
 	struct sg_verdict v;
-	struct sg_pod *pod;
 
 	if (!self)
 		return SG_REJECT;
 	if (self->role == SG_ROLE_SIDECAR)
 		return SG_PROCEED;
-	pod = bpf_map_lookup_elem(&pods, &self->netns_cookie);
-	if (!pod) {
+	policy = sg_policy_of(self->netns_cookie);
+	if (!policy) {
 		sg_count(self->cgroup_id, SG_DROP_UNREGISTERED);
 		return SG_REJECT;
 	}
-	v = sg_verdict_bind(self->role, port, pod);
+	v = sg_verdict_bind(self->role, port, policy);
 	if (v.action != SG_DENY)
 		return SG_PROCEED;
-	sg_count(self->cgroup_id, v.counter);
-	return SG_REJECT;
+	what.dir = SG_DIR_INGRESS;
+	what.proto = proto;
+	what.port = port;
+	return sg_refuse(policy, self, v.counter, &what) ? SG_PROCEED
+							 : SG_REJECT;
 }
 
 SEC("cgroup/bind4")
 int sg_bind4(struct bpf_sock_addr *ctx)
 {
-	return sg_do_bind(bpf_ntohs(ctx->user_port));
+	return sg_do_bind(bpf_ntohs(ctx->user_port), ctx->protocol);
 }
 
 SEC("cgroup/bind6")
 int sg_bind6(struct bpf_sock_addr *ctx)
 {
-	return sg_do_bind(bpf_ntohs(ctx->user_port));
+	return sg_do_bind(bpf_ntohs(ctx->user_port), ctx->protocol);
 }
 
 /* bind to port 0 lets the kernel choose: this sees what it chose. */
 SEC("cgroup/post_bind4")
 int sg_post_bind4(struct bpf_sock *ctx)
 {
-	return sg_do_bind(ctx->src_port);
+	return sg_do_bind(ctx->src_port, ctx->protocol);
 }
 
 SEC("cgroup/post_bind6")
 int sg_post_bind6(struct bpf_sock *ctx)
 {
-	return sg_do_bind(ctx->src_port);
+	return sg_do_bind(ctx->src_port, ctx->protocol);
 }
 
 #endif

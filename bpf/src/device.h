@@ -43,8 +43,7 @@ SG_INLINE __u64 sg_dev_cookie(struct __sk_buff *skb)
 
 SG_INLINE int sg_dev_drop(__u64 cookie, __u32 counter)
 {
-	sg_count_pod(cookie, counter);
-	return SG_DEV_DROP;
+	return sg_pod_refuse(cookie, counter) ? SG_DEV_PASS : SG_DEV_DROP;
 }
 
 /*
@@ -141,8 +140,8 @@ SG_INLINE int sg_dev_icmp6(struct __sk_buff *skb, const struct sg_packet *p)
  * such a packet to the pod, on a device of its own making, would have them sent
  * out.
  */
-SG_INLINE int sg_dev_kernel(struct __sk_buff *skb, const struct sg_pod *pod,
-			    __u64 cookie)
+SG_INLINE int sg_dev_kernel(struct __sk_buff *skb,
+			    const struct sg_policy *policy, __u64 cookie)
 {
 	struct sg_packet p;
 
@@ -162,24 +161,30 @@ SG_INLINE int sg_dev_kernel(struct __sk_buff *skb, const struct sg_pod *pod,
 	default:
 		return sg_dev_drop(cookie, SG_DROP_DEVICE);
 	}
-	return pod->flags & SG_POD_NON_TCP ? SG_DEV_PASS
-					   : sg_dev_drop(cookie, SG_DROP_ICMP);
+	return policy->flags & SG_POLICY_NON_TCP
+		       ? SG_DEV_PASS
+		       : sg_dev_drop(cookie, SG_DROP_ICMP);
 }
 
 SG_INLINE int sg_do_device(struct __sk_buff *skb)
 {
 	struct bpf_sock *sk = skb->sk;
 	struct bpf_sock *full;
+	__u64 cookie = sg_dev_cookie(skb);
+	struct sg_policy *policy;
+	struct sg_container *c;
+	struct sg_seen what = {};
 	struct sg_verdict v;
 	struct sg_packet p;
-	struct sg_pod *pod;
 	struct sg_sock *s;
 	struct sg_flow f;
-	__u64 cookie = sg_dev_cookie(skb);
+	struct sg_end end;
 
-	pod = bpf_map_lookup_elem(&pods, &cookie);
-	if (!pod)
+	if (!bpf_map_lookup_elem(&pods, &cookie))
 		return SG_DEV_PASS; /* no longer managed */
+	policy = sg_policy_of(cookie);
+	if (!policy)
+		return SG_DEV_DROP;
 	if (!sk)
 		return sg_dev_orphan(skb, 0, cookie);
 	full = bpf_sk_fullsock(sk);
@@ -198,29 +203,37 @@ SG_INLINE int sg_do_device(struct __sk_buff *skb)
 		if ((full->family == SG_AF_INET ||
 		     full->family == SG_AF_INET6) &&
 		    full->type == SG_SOCK_RAW)
-			return sg_dev_kernel(skb, pod, cookie);
+			return sg_dev_kernel(skb, policy, cookie);
 		return sg_dev_drop(cookie, SG_DROP_UNREGISTERED);
 	}
 	if (s->netns_cookie != cookie)
 		return sg_dev_drop(cookie, SG_DROP_UNREGISTERED);
-	if (s->role == SG_ROLE_SIDECAR || s->role == SG_ROLE_EXEMPT) {
-		if (!bpf_map_lookup_elem(&containers, &s->cgroup_id))
-			return sg_dev_drop(cookie, SG_DROP_UNREGISTERED);
-		/* What it says on lo, an app may have redirected here. */
-		if (sg_parse(skb, ETH_HLEN, &p))
-			return sg_dev_drop(cookie, SG_DROP_MALFORMED);
-		return sg_is_local(cookie, &p.daddr)
-			       ? sg_dev_drop(cookie, SG_DROP_DEVICE)
-			       : SG_DEV_PASS;
-	}
+	c = bpf_map_lookup_elem(&containers, &s->cgroup_id);
+	if (!c)
+		return sg_dev_drop(cookie, SG_DROP_UNREGISTERED);
 	if (sg_parse(skb, ETH_HLEN, &p))
 		return sg_dev_drop(cookie, SG_DROP_MALFORMED);
-	f = sg_flow_out(cookie, &p, 0);
-	v = sg_verdict_packet_out(s->role, &f, pod);
+	sg_end_of(policy, c, &end);
+	/*
+	 * What it says on lo, an app may have redirected here. Its rules are
+	 * asked again: nftables in the pod may have changed the packet since
+	 * sg_egress did.
+	 */
+	if (s->role == SG_ROLE_SIDECAR || s->role == SG_ROLE_EXEMPT) {
+		if (sg_is_local(cookie, &p.daddr))
+			return sg_dev_drop(cookie, SG_DROP_DEVICE);
+		if (!(end.flags & SG_SUBJECT_RULED))
+			return SG_DEV_PASS;
+	}
+	f = sg_flow_out(policy, cookie, &end, &p, 0, s->flags);
+	v = sg_verdict_packet_out(s->role, &f, policy);
 	if (v.action == SG_ALLOW)
 		return SG_DEV_PASS;
-	sg_count(s->cgroup_id, v.counter);
-	return SG_DEV_DROP;
+	what.addr = p.daddr;
+	what.proto = p.proto;
+	what.port = sg_is_icmp(&p) ? p.icmp_type : p.dport;
+	return sg_refuse(policy, c, v.counter, &what) ? SG_DEV_PASS
+						      : SG_DEV_DROP;
 }
 
 /*
@@ -238,9 +251,38 @@ int sg_device(struct __sk_buff *skb)
 }
 
 /*
- * Ingress of lo: what an AF_PACKET socket writes there with a foreign source
- * would make the kernel answer that address. TCP and UDP in the pod use its
- * own addresses.
+ * Egress of lo. The rules inside a pod go by the socket that a packet came
+ * from, so a frame that no socket of the pod's families made must not be on
+ * its way. What passes is marked for the program at the other end.
+ */
+SEC("tc")
+int sg_loopback_out(struct __sk_buff *skb)
+{
+	__u64 cookie = sg_dev_cookie(skb);
+	struct bpf_sock *sk = skb->sk;
+	int verdict = SG_DEV_PASS;
+
+	if (!bpf_map_lookup_elem(&pods, &cookie))
+		return SG_DEV_PASS;
+	if (!sk) {
+		verdict = sg_dev_orphan(skb, 0, cookie);
+	} else {
+		struct bpf_sock *full = bpf_sk_fullsock(sk);
+
+		if (!full)
+			verdict = sg_dev_orphan(skb, sk, cookie);
+		else if (full->family == SG_AF_PACKET)
+			verdict = sg_dev_drop(cookie, SG_DROP_PACKET_SOCKET);
+	}
+	if (verdict == SG_DEV_PASS)
+		bpf_set_hash(skb, skb->cb[2]);
+	return verdict;
+}
+
+/*
+ * Ingress of lo: what has no mark came round the above (PACKET_QDISC_BYPASS, tc
+ * in the pod). A foreign source would make the kernel answer it: TCP and UDP in
+ * the pod use its own addresses.
  */
 SEC("tc")
 int sg_loopback(struct __sk_buff *skb)
@@ -250,6 +292,10 @@ int sg_loopback(struct __sk_buff *skb)
 
 	if (!bpf_map_lookup_elem(&pods, &cookie))
 		return SG_DEV_PASS;
+	if (skb->hash != skb->cb[2] &&
+	    sg_dev_drop(cookie, SG_DROP_BYPASS) != SG_DEV_PASS)
+		return SG_DEV_DROP;
+	bpf_set_hash_invalid(skb);
 	if (sg_parse(skb, ETH_HLEN, &p))
 		return sg_dev_drop(cookie, SG_DROP_MALFORMED);
 	if (!sg_is_local(cookie, &p.saddr))

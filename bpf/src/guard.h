@@ -18,8 +18,8 @@ SG_INLINE int sg_guard(__u64 cookie, const struct sg_sock *s)
 		c = bpf_map_lookup_elem(&containers, &s->cgroup_id);
 	if (sg_verdict_guard(cookie, s, c))
 		return SG_PROCEED;
-	sg_count_pod(cookie, SG_DROP_UNREGISTERED);
-	return SG_REJECT;
+	return sg_pod_refuse(cookie, SG_DROP_UNREGISTERED) ? SG_PROCEED
+							   : SG_REJECT;
 }
 
 SG_INLINE int sg_guard_addr(struct bpf_sock_addr *ctx)

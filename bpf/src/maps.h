@@ -13,6 +13,7 @@
 
 #define SG_MAX_PODS 4096
 #define SG_MAX_CONTAINERS 16384
+#define SG_MAX_POLICIES 1024 /* that pods are under at a time */
 #define SG_MAX_PENDING 8192 /* above the backlog that proxies listen with */
 
 /*
@@ -89,16 +90,97 @@ struct {
 } pod_addrs SEC(".maps");
 
 /*
- * What may go round the sidecar.
- * inserted and deleted by: user space with the pod
+ * The revision that holds of each policy, by slot. One aligned word: user space
+ * maps it and stores it at once, so that no program sees half a change.
+ * Slot 0 has the last revision that was given, and is no policy's.
  */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, SG_MAX_POLICIES);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, __u32);
+} policy_slots SEC(".maps");
+
+/*
+ * inserted by: user space, before a slot points there
+ * deleted by: user space, a grace period after none does; so for the next four
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, SG_MAX_POLICIES * 2);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32); /* revision */
+	__type(value, struct sg_policy);
+} policies SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, SG_MAX_POLICIES * 16);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct sg_subject_key);
+	__type(value, __u32); /* enum sg_subject_flags */
+} subjects SEC(".maps");
+
+/* Which class an outside address is of. No entry: class 0. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(max_entries, 1 << 20);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct sg_prefix_key);
+	__type(value, __u32);
+} prefixes SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 1 << 21);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, struct sg_rule_key);
-	__type(value, struct sg_rule);
+	__type(value, __u32); /* number of the rule, from 1 */
 } rules SEC(".maps");
+
+/*
+ * The node's own addresses: peer host.
+ * inserted and deleted by: user space, when a policy needs them
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct sg_addr);
+	__type(value, __u8);
+} host_addrs SEC(".maps");
+
+/*
+ * inserted and deleted by: user space with the container, or its policy
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, SG_MAX_CONTAINERS * 4);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct sg_executable);
+	__type(value, __u32); /* number of the rule */
+} executables SEC(".maps");
+
+/* As rules: inserted and deleted by user space with the revision. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, SG_MAX_POLICIES *SG_MAX_UNIX);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct sg_unix_key);
+	__type(value, struct sg_unix_rule);
+} unix_rules SEC(".maps");
+
+/*
+ * What happened under mode audit. An LRU: it reports, and decides nothing.
+ * inserted by: the programs; deleted by: the kernel, or user space
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1 << 14);
+	__type(key, struct sg_seen);
+	__type(value, struct sg_seen_count);
+} seen SEC(".maps");
 
 /*
  * Where a redirected connection wanted to go, until the sidecar accepted it.
@@ -129,13 +211,13 @@ struct {
 } pending SEC(".maps");
 
 /*
- * The sidecars' listening sockets.
+ * The sidecars' listening sockets, by port.
  * inserted by: sg_sockops TCP_LISTEN of a sidecar
  * deleted by: the kernel when the socket closes
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_SOCKHASH);
-	__uint(max_entries, SG_MAX_PODS * 2 * SG_LISTENER_SLOTS);
+	__uint(max_entries, SG_MAX_PODS * 4 * SG_LISTENER_SLOTS);
 	__type(key, struct sg_listener_key);
 	__type(value, __u64);
 } listeners SEC(".maps");
@@ -171,7 +253,7 @@ struct {
 	__type(value, struct sg_counters);
 } pod_counters SEC(".maps");
 
-/* For people: no program reads these two. */
+/* For people: no program reads these. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, SG_MAX_CONTAINERS);
@@ -187,5 +269,21 @@ struct {
 	__type(key, __u64); /* netns cookie */
 	__type(value, struct sg_pod_info);
 } pod_info SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, SG_MAX_POLICIES);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32); /* slot */
+	__type(value, struct sg_policy_info);
+} policy_info SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1 << 17);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct sg_rule_info_key);
+	__type(value, struct sg_rule_info);
+} rule_info SEC(".maps");
 
 #endif

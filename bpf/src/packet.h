@@ -25,7 +25,7 @@ struct sg_packet {
 	__u16 dport;
 	__u8 proto;
 	__u8 fragment; /* not the first */
-	__u8 icmp_type; /* of ICMPv6 */
+	__u8 icmp_type; /* of ICMP and ICMPv6 */
 	__u8 tcp_flags;
 	__u8 tcp_payload; /* there is some */
 };
@@ -56,9 +56,9 @@ SG_INLINE int sg_parse_ports(struct __sk_buff *skb, __u32 off, __u32 end,
 		p->tcp_payload = end > off + th.doff * 4;
 		return 0;
 	}
-	if (p->proto == SG_IPPROTO_ICMPV6)
+	if (p->proto == SG_IPPROTO_ICMP || p->proto == SG_IPPROTO_ICMPV6)
 		return bpf_skb_load_bytes(skb, off, &p->icmp_type, 1) ? -1 : 0;
-	if (p->proto != SG_IPPROTO_UDP)
+	if (p->proto != SG_IPPROTO_UDP && p->proto != SG_IPPROTO_SCTP)
 		return 0;
 	if (bpf_skb_load_bytes(skb, off, ports, sizeof(ports)))
 		return -1;
@@ -141,51 +141,71 @@ SG_GLOBAL int sg_parse(struct __sk_buff *skb, __u32 l3, struct sg_packet *p)
 	return -1;
 }
 
+/* Opens a TCP connection. */
+SG_INLINE int sg_is_syn(const struct sg_packet *p)
+{
+	return p->proto == SG_IPPROTO_TCP &&
+	       (p->tcp_flags & (SG_TCP_SYN | SG_TCP_ACK)) == SG_TCP_SYN;
+}
+
+SG_INLINE int sg_is_icmp(const struct sg_packet *p)
+{
+	return p->proto == SG_IPPROTO_ICMP || p->proto == SG_IPPROTO_ICMPV6;
+}
+
 /*
- * The packet as sg_verdict_packet_* want it. A reply to what an exclusion
- * let out, or in, matches with the ports swapped.
+ * What the exclusions and the container's rules (self, or 0) say of a packet to
+ * or from outside. What answers goes with what it answers.
  */
-SG_INLINE struct sg_flow sg_flow_out(__u64 cookie, const struct sg_packet *p,
-				     int loopback_device)
+SG_INLINE void sg_packet_outside(const struct sg_policy *policy,
+				 const struct sg_end *self,
+				 const struct sg_packet *p, __u8 dir,
+				 int opening, struct sg_flow *f)
+{
+	struct sg_outside o = {
+		.dir = dir,
+		.proto = p->proto,
+		.fragment = p->fragment,
+		.opening = !!opening,
+		.port = sg_is_icmp(p) ? p->icmp_type : p->dport,
+		.reply = p->sport,
+	};
+
+	sg_peers_of(policy, dir == SG_DIR_EGRESS ? &p->daddr : &p->saddr,
+		    o.peer);
+	f->excluded = !!sg_permits(policy, 0, &o);
+	if (f->ruled)
+		f->permitted = !!sg_permits(policy, self, &o);
+}
+
+/*
+ * A packet that leaves a socket, as sg_verdict_packet_out wants it. sock_flags
+ * are the socket's (enum sg_sock_flags): one that nobody called answers nobody.
+ */
+SG_INLINE struct sg_flow sg_flow_out(const struct sg_policy *policy,
+				     __u64 cookie, const struct sg_end *self,
+				     const struct sg_packet *p,
+				     int loopback_device, __u32 sock_flags)
 {
 	struct sg_flow f = {
 		.proto = p->proto,
 		.fragment = p->fragment,
 		.port = p->dport,
 		.loopback_device = !!loopback_device,
+		.ruled = !!(self->flags & SG_SUBJECT_RULED),
 	};
+	int own = sg_is_local(cookie, &p->daddr);
+	int opening = p->proto == SG_IPPROTO_UDP
+			      ? !(sock_flags & SG_SOCK_CALLED)
+			      : sg_is_syn(p);
 
-	f.local = !!sg_is_local(cookie, &p->daddr);
-	if (!f.local) {
-		f.egress_rule = !!sg_rule_hit(cookie, SG_DIR_EGRESS, &p->daddr,
-					      p->proto, p->dport, p->fragment);
-		/* A reply: who was let in may not be called. */
-		if (p->proto != SG_IPPROTO_TCP ||
-		    (p->tcp_flags & (SG_TCP_SYN | SG_TCP_ACK)) != SG_TCP_SYN)
-			f.ingress_rule = !!sg_rule_hit(cookie, SG_DIR_INGRESS,
-						       &p->daddr, p->proto,
-						       p->sport, p->fragment);
-	}
-	return f;
-}
-
-SG_INLINE struct sg_flow sg_flow_in(__u64 cookie, const struct sg_packet *p,
-				    int loopback_device)
-{
-	struct sg_flow f = {
-		.proto = p->proto,
-		.fragment = p->fragment,
-		.port = p->sport,
-		.loopback_device = !!loopback_device,
-	};
-
-	if (!f.loopback_device) {
-		f.egress_rule = !!sg_rule_hit(cookie, SG_DIR_EGRESS, &p->saddr,
-					      p->proto, p->sport, p->fragment);
-		f.ingress_rule = !!sg_rule_hit(cookie, SG_DIR_INGRESS,
-					       &p->saddr, p->proto, p->dport,
-					       p->fragment);
-	}
+	f.local = own && loopback_device;
+	if (!own)
+		sg_packet_outside(policy, self, p, SG_DIR_EGRESS, opening, &f);
+	else if (f.local && f.ruled && p->proto != SG_IPPROTO_TCP &&
+		 p->proto != SG_IPPROTO_UDP && !sg_is_icmp(p))
+		/* Its receiver cannot be told. */
+		f.inside = SG_INSIDE_EGRESS;
 	return f;
 }
 

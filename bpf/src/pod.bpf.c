@@ -45,6 +45,12 @@ int sg_pod_loopback(struct __sk_buff *skb)
 	return sg_pod_jump(skb, SG_DEVICE_LOOPBACK);
 }
 
+SEC("tc")
+int sg_pod_loopback_out(struct __sk_buff *skb)
+{
+	return sg_pod_jump(skb, SG_DEVICE_LOOPBACK_OUT);
+}
+
 /*
  * Ingress of the host's end of a pod's veth pair. sg_device leaves the token in
  * skb->hash of a packet that may go: the hash is all that crosses namespaces.
@@ -61,19 +67,18 @@ int sg_pod_host(struct __sk_buff *skb)
 		return SG_DEV_DROP;
 	if (!bpf_map_lookup_elem(&pods, &slot->netns_cookie))
 		return SG_DEV_PASS;
-	if (skb->hash != slot->token) {
-		sg_count_pod(slot->netns_cookie, SG_DROP_BYPASS);
+	if (skb->hash != slot->token &&
+	    !sg_pod_refuse(slot->netns_cookie, SG_DROP_BYPASS))
 		return SG_DEV_DROP;
-	}
 	/* One for all flows would send them to one queue. */
 	bpf_set_hash_invalid(skb);
 	return SG_DEV_PASS;
 }
 
-SG_GLOBAL int sg_assign(struct bpf_sk_lookup *ctx, __u8 kind, __u8 ipv6)
+SG_GLOBAL int sg_assign(struct bpf_sk_lookup *ctx, __u16 port, __u8 ipv6)
 {
 	struct sg_listener_key key = {
-		.kind = kind,
+		.port = port,
 		.ipv6 = ipv6,
 	};
 	struct sg_slot *slot = sg_my_slot();
@@ -105,11 +110,17 @@ int sg_pod_lookup(struct bpf_sk_lookup *ctx)
 	struct sg_addr remote = sg_addr6(ctx->remote_ip6[0], ctx->remote_ip6[1],
 					 ctx->remote_ip6[2],
 					 ctx->remote_ip6[3]);
-	struct sg_pod *pod;
-	int outside, rule = 0;
+	struct sg_outside o = {
+		.dir = SG_DIR_INGRESS,
+		.proto = SG_IPPROTO_TCP,
+		.opening = 1,
+		.port = ctx->local_port,
+	};
+	struct sg_policy *policy;
+	int outside, excluded = 0;
 	__u64 cookie;
 	__u32 steer;
-	__u8 kind;
+	__u16 port;
 
 	sg_barrier();
 	if (ctx->protocol != SG_IPPROTO_TCP)
@@ -117,9 +128,11 @@ int sg_pod_lookup(struct bpf_sk_lookup *ctx)
 	if (!slot)
 		return SK_DROP;
 	cookie = slot->netns_cookie;
-	pod = bpf_map_lookup_elem(&pods, &cookie);
-	if (!pod)
+	if (!bpf_map_lookup_elem(&pods, &cookie))
 		return SK_PASS;
+	policy = sg_policy_of(cookie);
+	if (!policy)
+		return SK_DROP;
 	if (ctx->family == SG_AF_INET)
 		remote = sg_addr4(remote4);
 	/*
@@ -130,32 +143,31 @@ int sg_pod_lookup(struct bpf_sk_lookup *ctx)
 	outside = ctx->ingress_ifindex != SG_LO_IFINDEX &&
 		  !sg_is_local(cookie, &remote);
 	if (outside) {
-		rule = sg_rule_hit(cookie, SG_DIR_INGRESS, &remote,
-				   SG_IPPROTO_TCP, ctx->local_port, 0);
+		sg_peers_of(policy, &remote, o.peer);
+		excluded = sg_permits(policy, 0, &o);
 	}
-	steer = sg_verdict_steer(ctx->local_port, outside, rule, pod);
+	steer = sg_verdict_steer(ctx->local_port, outside, excluded, policy);
 	switch (steer) {
 	case SG_STEER_NONE:
 		return SK_PASS;
 	case SG_STEER_INBOUND:
-		kind = SG_LISTEN_INBOUND;
+		port = policy->inbound;
 		break;
 	case SG_STEER_OUTBOUND:
-		kind = SG_LISTEN_OUTBOUND;
+		port = policy->outbound;
 		break;
 	default:
-		sg_count_pod(cookie, SG_DROP_OUTBOUND_PORT);
-		return SK_DROP;
+		return sg_pod_refuse(cookie, SG_DROP_OUTBOUND_PORT) ? SK_PASS
+								    : SK_DROP;
 	}
 	/* An IPv6 listener that is not v6only takes IPv4 too. */
-	if (!sg_assign(ctx, kind, ctx->family == SG_AF_INET6) ||
-	    (ctx->family == SG_AF_INET && !sg_assign(ctx, kind, 1))) {
+	if (!sg_assign(ctx, port, ctx->family == SG_AF_INET6) ||
+	    (ctx->family == SG_AF_INET && !sg_assign(ctx, port, 1))) {
 		if (outside)
 			sg_count_pod(cookie, SG_COUNT_STEERED);
 		return SK_PASS;
 	}
-	sg_count_pod(cookie, SG_DROP_NO_LISTENER);
-	return SK_DROP;
+	return sg_pod_refuse(cookie, SG_DROP_NO_LISTENER) ? SK_PASS : SK_DROP;
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

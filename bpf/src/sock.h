@@ -3,31 +3,80 @@
 #ifndef SIDEGATE_SOCK_H
 #define SIDEGATE_SOCK_H
 
+#include <bpf/bpf_core_read.h>
+
 #include "common.h"
 
 #define SG_EPROTONOSUPPORT 93
+
+/* What CO-RE needs of the kernel's types, to name an executable. */
+struct super_block {
+	__u32 s_dev;
+} __attribute__((preserve_access_index));
+
+struct inode {
+	unsigned long i_ino;
+	struct super_block *i_sb;
+} __attribute__((preserve_access_index));
+
+struct file {
+	struct inode *f_inode;
+} __attribute__((preserve_access_index));
+
+struct mm_struct {
+	struct file *exe_file;
+} __attribute__((preserve_access_index));
+
+struct task_struct {
+	struct mm_struct *mm;
+} __attribute__((preserve_access_index));
+
+/* Whether the executable that runs may have sockets: its inode, not its name.
+ */
+SG_NOINLINE int sg_process_ok(__u64 cgroup_id)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	struct sg_executable exe = {.cgroup_id = cgroup_id};
+
+	exe.ino = BPF_CORE_READ(task, mm, exe_file, f_inode, i_ino);
+	exe.dev = BPF_CORE_READ(task, mm, exe_file, f_inode, i_sb, s_dev);
+	return !!bpf_map_lookup_elem(&executables, &exe);
+}
 
 SEC("cgroup/sock_create")
 int sg_sock_create(struct bpf_sock *ctx)
 {
 	struct sg_container *self = sg_self();
+	__u32 role = SG_ROLE_DEAD;
+	struct sg_policy *policy;
+	struct sg_seen what = {};
+	struct sg_policy none = {};
+	struct sg_end end = {};
 	struct sg_verdict v;
-	struct sg_pod *pod;
 	struct sg_sock *s;
+	int ok = 1;
 
 	if (!self)
 		return SG_REJECT;
-	pod = bpf_map_lookup_elem(&pods, &self->netns_cookie);
-	v = sg_verdict_socket(pod ? self->role : SG_ROLE_DEAD, ctx->type,
-			      ctx->protocol,
-			      pod && (pod->flags & SG_POD_NON_TCP));
+	policy = sg_policy_of(self->netns_cookie);
+	if (policy) {
+		role = self->role;
+		sg_end_of(policy, self, &end);
+		if (end.flags & SG_SUBJECT_PROCESSES)
+			ok = sg_process_ok(self->cgroup_id);
+	}
+	v = sg_verdict_socket(role, end.flags, ok, ctx->type, ctx->protocol,
+			      policy ? policy : &none);
 	if (v.action == SG_DENY) {
-		sg_count(self->cgroup_id, v.counter);
+		what.proto = ctx->protocol;
+		if (sg_refuse(policy, self, v.counter, &what))
+			goto record;
 		/* As on a kernel without the protocol: libraries fall back. */
 		if (v.counter == SG_DROP_PROTOCOL)
 			bpf_set_retval(-SG_EPROTONOSUPPORT);
 		return SG_REJECT;
 	}
+record:
 	s = bpf_sk_storage_get(&socks, ctx, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!s) {
 		sg_count(self->cgroup_id, SG_DROP_NO_MEMORY);
@@ -122,7 +171,7 @@ SG_INLINE void sg_ops_state(struct bpf_sock_ops *ctx, struct sg_sock *s)
 
 /* The sidecar's new connection learns where it came from. */
 SG_INLINE void sg_ops_accept(struct bpf_sock_ops *ctx, struct sg_sock *s,
-			     const struct sg_pod *pod)
+			     const struct sg_policy *policy)
 {
 	struct sg_orig *orig;
 	struct sg_tuple t;
@@ -137,26 +186,20 @@ SG_INLINE void sg_ops_accept(struct bpf_sock_ops *ctx, struct sg_sock *s,
 		s->orig = *orig;
 		sg_origdst_delete(&t);
 		sg_count(s->cgroup_id, SG_COUNT_ACCEPT_OUT);
-	} else if (ctx->local_port != pod->outbound) {
+	} else if (ctx->local_port != policy->outbound) {
 		sg_count(s->cgroup_id, SG_COUNT_ACCEPT_IN);
 	}
 }
 
-SG_INLINE void sg_ops_listen(struct bpf_sock_ops *ctx, struct sg_sock *s,
-			     const struct sg_pod *pod)
+/* All of them: which ports are the redirect ports, a policy may change. */
+SG_INLINE void sg_ops_listen(struct bpf_sock_ops *ctx, struct sg_sock *s)
 {
 	struct sg_listener_key key = {};
-	__u32 port = ctx->local_port;
 
 	if (s->role != SG_ROLE_SIDECAR)
 		return;
-	if (port == pod->outbound)
-		key.kind = SG_LISTEN_OUTBOUND;
-	else if (port == pod->inbound)
-		key.kind = SG_LISTEN_INBOUND;
-	else
-		return;
 	key.netns_cookie = s->netns_cookie;
+	key.port = ctx->local_port;
 	key.ipv6 = ctx->family == SG_AF_INET6;
 	for (int i = 0; i < SG_LISTENER_SLOTS; i++) {
 		key.slot = i;
@@ -170,7 +213,7 @@ int sg_sockops(struct bpf_sock_ops *ctx)
 {
 	struct sg_container *self;
 	struct bpf_sock *sk;
-	struct sg_pod *pod;
+	struct sg_policy *policy;
 	struct sg_sock *s;
 
 	switch (ctx->op) {
@@ -194,18 +237,18 @@ int sg_sockops(struct bpf_sock_ops *ctx)
 	/* A listener in a namespace that is not the pod's serves nobody. */
 	if (bpf_get_netns_cookie(ctx) != s->netns_cookie)
 		return 1;
-	pod = bpf_map_lookup_elem(&pods, &s->netns_cookie);
-	if (!pod)
+	policy = sg_policy_of(s->netns_cookie);
+	if (!policy)
 		return 1;
 	switch (ctx->op) {
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:
 		sg_ops_connect(ctx, s);
 		break;
 	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
-		sg_ops_accept(ctx, s, pod);
+		sg_ops_accept(ctx, s, policy);
 		break;
 	case BPF_SOCK_OPS_TCP_LISTEN_CB:
-		sg_ops_listen(ctx, s, pod);
+		sg_ops_listen(ctx, s);
 		break;
 	case BPF_SOCK_OPS_STATE_CB:
 		sg_ops_state(ctx, s);

@@ -20,11 +20,13 @@
 #define SG_SOCK_STREAM 1
 #define SG_SOCK_DGRAM 2
 #define SG_SOCK_RAW 3
+#define SG_SOCK_SEQPACKET 5
 
 #define SG_IPPROTO_ICMP 1
 #define SG_IPPROTO_TCP 6
 #define SG_IPPROTO_UDP 17
 #define SG_IPPROTO_ICMPV6 58
+#define SG_IPPROTO_SCTP 132
 
 enum sg_action {
 	SG_DENY = 0,
@@ -38,14 +40,22 @@ struct sg_verdict {
 	__u32 counter; /* enum sg_counter */
 };
 
+/* What the rules of both ends say of a packet or connection inside the pod. */
+enum sg_inside {
+	SG_INSIDE_ALLOW = 0,
+	SG_INSIDE_EGRESS = 1, /* the sender may not */
+	SG_INSIDE_INGRESS = 2, /* the receiver takes it from others only */
+};
+
 /* One side of a packet, or the destination of a connect or a datagram. */
 struct sg_flow {
 	__u8 proto; /* IPPROTO_* */
-	__u8 local; /* the other end is inside the pod: loopback or own address
-		     */
+	__u8 local; /* the other end is inside the pod */
 	__u8 fragment; /* not the first: has no ports */
-	__u8 egress_rule; /* a rule lets the app reach the other end */
-	__u8 ingress_rule; /* a rule lets the other end reach the app */
+	__u8 excluded; /* an exclusion lets this go round the sidecar */
+	__u8 ruled; /* the container has rules */
+	__u8 permitted; /* and one lets this, or what it answers, through */
+	__u8 inside; /* enum sg_inside */
 	__u8 loopback_device; /* the packet is on lo */
 	__u16 port; /* of the other end */
 };
@@ -101,116 +111,133 @@ SG_INLINE __u32 sg_within(__u32 first, __u32 last, __u32 lo, __u32 hi)
 	return 1 ^ (sg_opaque((first - lo) | (hi - last)) >> 31);
 }
 
-/* 1 if a equals b, else 0, of numbers below 2^31. */
-SG_INLINE __u32 sg_equal(__u32 a, __u32 b)
-{
-	return sg_opaque((a ^ b) - 1) >> 31;
-}
-
 /* Whether port belongs to the sidecar. */
-SG_INLINE int sg_is_reserved(const struct sg_pod *pod, __u16 port)
+SG_INLINE int sg_is_reserved(const struct sg_policy *policy, __u16 port)
 {
 	__u32 hit = 0;
 
 	for (__u32 i = 0; i < SG_MAX_RESERVED; i++) {
-		const struct sg_ports *p = &pod->reserved[i];
+		const struct sg_ports *p = &policy->reserved[i];
 
-		hit |= sg_within(i, i, 0, (__u32)pod->nreserved - 1) &
+		hit |= sg_within(i, i, 0, (__u32)policy->nreserved - 1) &
 		       sg_within(port, port, p->lo, p->hi);
 	}
 	return hit;
 }
 
-/*
- * Whether a rule allows proto and port. Rules are about TCP and UDP. A
- * fragment that carries no port needs a range of all ports.
- */
-SG_INLINE int sg_rule_allows(const struct sg_rule *r, __u8 proto, __u16 port,
-			     int fragment)
+/* socket(2) of a container that has rules: what they are about. */
+SG_INLINE struct sg_verdict sg_verdict_socket_ruled(__u32 flags, __u32 type,
+						    __u32 proto)
 {
-	__u32 first = fragment ? 1 : port;
-	__u32 last = fragment ? 0xffff : port;
-	__u32 hit = 0;
+	if (type == SG_SOCK_STREAM && proto == SG_IPPROTO_TCP)
+		return sg_is(SG_ALLOW, 0);
+	if (type == SG_SOCK_DGRAM && proto == SG_IPPROTO_UDP)
+		return sg_is(SG_ALLOW, 0);
+	if (proto == SG_IPPROTO_ICMP || proto == SG_IPPROTO_ICMPV6) {
+		__u32 need = proto == SG_IPPROTO_ICMP ? SG_SUBJECT_ICMP
+						      : SG_SUBJECT_ICMPV6;
 
-	if (proto != SG_IPPROTO_TCP && proto != SG_IPPROTO_UDP)
-		return 0;
-	for (__u32 i = 0; i < SG_MAX_RULE_PORTS; i++) {
-		const struct sg_rule_port *p = &r->p[i];
-
-		hit |= sg_within(i, i, 0, r->n - 1) &
-		       (sg_equal(p->proto, SG_PROTO_ANY) |
-			sg_equal(p->proto, proto)) &
-		       sg_within(first, last, p->lo, p->hi);
+		return flags & need ? sg_is(SG_ALLOW, 0)
+				    : sg_is(SG_DENY, SG_DROP_ICMP);
 	}
-	return hit;
+	if (type == SG_SOCK_RAW)
+		return sg_is(SG_DENY, SG_DROP_RAW);
+	if (proto == SG_IPPROTO_SCTP && (flags & SG_SUBJECT_SCTP))
+		return sg_is(SG_ALLOW, 0);
+	return sg_is(SG_DENY, SG_DROP_PROTOCOL);
 }
 
-/* socket(2): family is AF_INET or AF_INET6, no other passes the hook. */
-SG_INLINE struct sg_verdict sg_verdict_socket(__u32 role, __u32 type,
-					      __u32 proto, int non_tcp_allow)
+/*
+ * socket(2): family is AF_INET or AF_INET6, no other passes the hook. flags are
+ * the container's (enum sg_subject_flags), process_ok that its executable may.
+ */
+SG_INLINE struct sg_verdict sg_verdict_socket(__u32 role, __u32 flags,
+					      int process_ok, __u32 type,
+					      __u32 proto,
+					      const struct sg_policy *policy)
 {
 	switch (role) {
+	case SG_ROLE_APP:
 	case SG_ROLE_SIDECAR:
 	case SG_ROLE_EXEMPT:
-		return sg_is(SG_ALLOW, 0);
+		break;
 	case SG_ROLE_DENIED:
 		return sg_is(SG_DENY, SG_DROP_INIT);
-	case SG_ROLE_APP:
-		break;
 	default:
 		return sg_is(SG_DENY, SG_DROP_UNREGISTERED);
 	}
+	if ((flags & SG_SUBJECT_PROCESSES) && !process_ok)
+		return sg_is(SG_DENY, SG_DROP_PROCESS);
+	if (flags & SG_SUBJECT_RULED)
+		return sg_verdict_socket_ruled(flags, type, proto);
+	if (role != SG_ROLE_APP)
+		return sg_is(SG_ALLOW, 0);
 	if (type == SG_SOCK_STREAM && proto == SG_IPPROTO_TCP)
 		return sg_is(SG_ALLOW, 0);
 	if (type == SG_SOCK_DGRAM && proto == SG_IPPROTO_UDP)
 		return sg_is(SG_ALLOW, 0);
 	if (type == SG_SOCK_DGRAM &&
 	    (proto == SG_IPPROTO_ICMP || proto == SG_IPPROTO_ICMPV6))
-		return non_tcp_allow ? sg_is(SG_ALLOW, 0)
-				     : sg_is(SG_DENY, SG_DROP_ICMP);
+		return policy->flags & SG_POLICY_NON_TCP
+			       ? sg_is(SG_ALLOW, 0)
+			       : sg_is(SG_DENY, SG_DROP_ICMP);
 	if (type == SG_SOCK_RAW)
 		return sg_is(SG_DENY, SG_DROP_RAW);
 	return sg_is(SG_DENY, SG_DROP_PROTOCOL);
 }
 
+SG_INLINE struct sg_verdict sg_verdict_inside(__u32 inside, __u32 counter)
+{
+	switch (inside) {
+	case SG_INSIDE_ALLOW:
+		return sg_is(SG_ALLOW, counter);
+	case SG_INSIDE_EGRESS:
+		return sg_is(SG_DENY, SG_DROP_POLICY_EGRESS);
+	default:
+		return sg_is(SG_DENY, SG_DROP_POLICY_INGRESS);
+	}
+}
+
 /* connect(2) and sendmsg(2) with an address. */
 SG_INLINE struct sg_verdict sg_verdict_connect(__u32 role,
 					       const struct sg_flow *f,
-					       const struct sg_pod *pod)
+					       const struct sg_policy *policy)
 {
+	int direct = f->ruled || (policy->flags & SG_POLICY_NON_TCP);
+
 	switch (role) {
+	case SG_ROLE_APP:
 	case SG_ROLE_SIDECAR:
 	case SG_ROLE_EXEMPT:
-		return sg_is(SG_ALLOW, SG_COUNT_DIRECT);
+		break;
 	case SG_ROLE_DENIED:
 		return sg_is(SG_DENY, SG_DROP_INIT);
-	case SG_ROLE_APP:
-		break;
 	default:
 		return sg_is(SG_DENY, SG_DROP_UNREGISTERED);
 	}
 	if (f->local)
-		return sg_is(SG_ALLOW, SG_COUNT_LOCAL);
-	if (f->egress_rule)
+		return sg_verdict_inside(f->inside, SG_COUNT_LOCAL);
+	if (f->ruled && !f->permitted)
+		return sg_is(SG_DENY, SG_DROP_POLICY_EGRESS);
+	if (role != SG_ROLE_APP || f->excluded)
 		return sg_is(SG_ALLOW, SG_COUNT_DIRECT);
 	if (f->proto == SG_IPPROTO_TCP)
 		return sg_is(SG_REDIRECT, SG_COUNT_REDIRECT);
-	if (f->proto == SG_IPPROTO_UDP && f->port == 53 && pod->dns)
+	if (f->proto == SG_IPPROTO_UDP && f->port == 53 && policy->dns)
 		return sg_is(SG_REDIRECT_DNS, SG_COUNT_DNS);
 	if (f->proto == SG_IPPROTO_UDP)
-		return (pod->flags & SG_POD_NON_TCP)
-			       ? sg_is(SG_ALLOW, SG_COUNT_DIRECT)
-			       : sg_is(SG_DENY, SG_DROP_UDP);
+		return direct ? sg_is(SG_ALLOW, SG_COUNT_DIRECT)
+			      : sg_is(SG_DENY, SG_DROP_UDP);
 	if (f->proto == SG_IPPROTO_ICMP || f->proto == SG_IPPROTO_ICMPV6)
-		return (pod->flags & SG_POD_NON_TCP)
-			       ? sg_is(SG_ALLOW, SG_COUNT_DIRECT)
-			       : sg_is(SG_DENY, SG_DROP_ICMP);
-	return sg_is(SG_DENY, SG_DROP_PROTOCOL);
+		return direct ? sg_is(SG_ALLOW, SG_COUNT_DIRECT)
+			      : sg_is(SG_DENY, SG_DROP_ICMP);
+	return f->ruled ? sg_is(SG_ALLOW, SG_COUNT_DIRECT)
+			: sg_is(SG_DENY, SG_DROP_PROTOCOL);
 }
 
 /* bind(2), and the port that the kernel chose for it. */
 SG_INLINE struct sg_verdict sg_verdict_bind(__u32 role, __u16 port,
-					    const struct sg_pod *pod)
+					    const struct sg_policy *policy)
 {
 	switch (role) {
 	case SG_ROLE_SIDECAR:
@@ -223,7 +250,7 @@ SG_INLINE struct sg_verdict sg_verdict_bind(__u32 role, __u16 port,
 	default:
 		return sg_is(SG_DENY, SG_DROP_UNREGISTERED);
 	}
-	if (port && sg_is_reserved(pod, port))
+	if (port && sg_is_reserved(policy, port))
 		return sg_is(SG_DENY, SG_DROP_BIND);
 	return sg_is(SG_ALLOW, 0);
 }
@@ -235,57 +262,72 @@ SG_INLINE int sg_non_tcp(__u8 proto)
 }
 
 /*
- * A packet that a socket of the container sends. Second line behind connect
- * and sendmsg, and the only one for whatever does not pass them.
+ * A packet that goes to or comes from outside, by what let its connection or
+ * datagram through; drop is the counter of what nothing did.
  */
-SG_INLINE struct sg_verdict sg_verdict_packet_out(__u32 role,
-						  const struct sg_flow *f,
-						  const struct sg_pod *pod)
+SG_INLINE struct sg_verdict sg_verdict_outside(__u32 role,
+					       const struct sg_flow *f,
+					       const struct sg_policy *policy,
+					       __u32 drop, __u32 drop_policy)
+{
+	if (f->ruled && !f->permitted)
+		return sg_is(SG_DENY,
+			     f->fragment ? SG_DROP_FRAGMENT : drop_policy);
+	if (role != SG_ROLE_APP || f->excluded)
+		return sg_is(SG_ALLOW, 0);
+	/* What the sidecar cannot carry. */
+	if (!f->loopback_device &&
+	    (f->ruled ? f->proto != SG_IPPROTO_TCP
+		      : (policy->flags & SG_POLICY_NON_TCP) &&
+				sg_non_tcp(f->proto)))
+		return sg_is(SG_ALLOW, 0);
+	return sg_is(SG_DENY, f->fragment ? SG_DROP_FRAGMENT : drop);
+}
+
+/*
+ * A packet that a socket of the container sends. Second line behind connect
+ * and sendmsg, and the only one for whatever does not pass them. What stays in
+ * the pod is judged where it arrives, and here of what has no such place.
+ */
+SG_INLINE struct sg_verdict
+sg_verdict_packet_out(__u32 role, const struct sg_flow *f,
+		      const struct sg_policy *policy)
 {
 	switch (role) {
+	case SG_ROLE_APP:
 	case SG_ROLE_SIDECAR:
 	case SG_ROLE_EXEMPT:
-		return sg_is(SG_ALLOW, 0);
+		break;
 	case SG_ROLE_DENIED:
 		return sg_is(SG_DENY, SG_DROP_INIT);
-	case SG_ROLE_APP:
-		break;
 	default:
 		return sg_is(SG_DENY, SG_DROP_UNREGISTERED);
 	}
-	if (f->loopback_device && f->local)
-		return sg_is(SG_ALLOW, 0);
-	if (f->egress_rule || f->ingress_rule)
-		return sg_is(SG_ALLOW, 0);
-	if ((pod->flags & SG_POD_NON_TCP) && sg_non_tcp(f->proto) &&
-	    !f->loopback_device)
-		return sg_is(SG_ALLOW, 0);
-	return sg_is(SG_DENY, f->fragment ? SG_DROP_FRAGMENT : SG_DROP_EGRESS);
+	if (f->local)
+		return sg_verdict_inside(f->inside, 0);
+	return sg_verdict_outside(role, f, policy, SG_DROP_EGRESS,
+				  SG_DROP_POLICY_EGRESS);
 }
 
 /* A packet that a socket of the container is about to receive. */
 SG_INLINE struct sg_verdict sg_verdict_packet_in(__u32 role,
 						 const struct sg_flow *f,
-						 const struct sg_pod *pod)
+						 const struct sg_policy *policy)
 {
 	switch (role) {
+	case SG_ROLE_APP:
 	case SG_ROLE_SIDECAR:
 	case SG_ROLE_EXEMPT:
-		return sg_is(SG_ALLOW, 0);
+		break;
 	case SG_ROLE_DENIED:
 		return sg_is(SG_DENY, SG_DROP_INIT);
-	case SG_ROLE_APP:
-		break;
 	default:
 		return sg_is(SG_DENY, SG_DROP_UNREGISTERED);
 	}
-	if (f->loopback_device)
-		return sg_is(SG_ALLOW, 0);
-	if (f->egress_rule || f->ingress_rule)
-		return sg_is(SG_ALLOW, 0);
-	if ((pod->flags & SG_POD_NON_TCP) && sg_non_tcp(f->proto))
-		return sg_is(SG_ALLOW, 0);
-	return sg_is(SG_DENY, f->fragment ? SG_DROP_FRAGMENT : SG_DROP_INGRESS);
+	if (f->local)
+		return sg_verdict_inside(f->inside, 0);
+	return sg_verdict_outside(role, f, policy, SG_DROP_INGRESS,
+				  SG_DROP_POLICY_INGRESS);
 }
 
 /* Where the lookup of a listening socket is steered. */
@@ -301,21 +343,21 @@ enum sg_steer {
  * redirect ports (metrics, health) are its own business: nobody else in the
  * pod may bind them.
  */
-SG_INLINE __u32 sg_verdict_steer(__u16 port, int from_outside, int ingress_rule,
-				 const struct sg_pod *pod)
+SG_INLINE __u32 sg_verdict_steer(__u16 port, int from_outside, int excluded,
+				 const struct sg_policy *policy)
 {
 	if (!from_outside) {
-		if (port == pod->outbound)
+		if (port == policy->outbound)
 			return SG_STEER_OUTBOUND;
-		if (port == pod->inbound)
+		if (port == policy->inbound)
 			return SG_STEER_INBOUND;
 		return SG_STEER_NONE;
 	}
-	if (port == pod->outbound || (pod->dns && port == pod->dns))
+	if (port == policy->outbound || (policy->dns && port == policy->dns))
 		return SG_STEER_REFUSE;
-	if (port == pod->inbound)
+	if (port == policy->inbound)
 		return SG_STEER_INBOUND;
-	if (ingress_rule || sg_is_reserved(pod, port))
+	if (excluded || sg_is_reserved(policy, port))
 		return SG_STEER_NONE;
 	return SG_STEER_INBOUND;
 }

@@ -28,7 +28,7 @@ import (
 
 const (
 	state  = cgroups.DefaultState
-	loaded = state + "/v1"
+	loaded = state + "/v2"
 )
 
 // begin gives a test its context, and checks at its end that unload finds

@@ -45,7 +45,7 @@ func kernels(t *testing.T) []vm.Kernel {
 // on a quiet machine: they are there for what hangs.
 const (
 	bootLimit = 5 * time.Minute
-	testLimit = 4 * time.Minute
+	testLimit = 10 * time.Minute
 )
 
 // bootVM runs a VM that has to work, and to end within limit.

@@ -27,29 +27,49 @@ type verdictsSgAddr struct {
 	B [16]uint8
 }
 
+type verdictsSgAsk struct {
+	_           structs.HostLayout
+	NetnsCookie uint64
+	Policy      verdictsSgPolicy
+	Container   verdictsSgContainer
+	Inside      verdictsSgInsideQuery
+	Self        verdictsSgEnd
+	Query       verdictsSgQuery
+	Outside     verdictsSgOutside
+	Addr        verdictsSgAddr
+	HasSelf     uint32
+	Answer      int32
+	Peer        [2]uint32
+	Reserved    uint32
+	End         verdictsSgEnd
+}
+
 type verdictsSgCase struct {
 	_            structs.HostLayout
 	NetnsCookie  uint64
 	Sock         verdictsSgSock
 	Container    verdictsSgContainer
 	Addr         verdictsSgAddr
-	Pod          verdictsSgPod
+	Policy       verdictsSgPolicy
 	Flow         verdictsSgFlow
-	Rule         verdictsSgRule
+	Port         uint16
 	Role         uint32
+	Flags        uint32
 	Type         uint32
 	Proto        uint32
-	Port         uint16
-	Fragment     uint8
-	NonTcp       uint8
+	Inside       verdictsSgInside
+	Count        uint32
+	ProcessOk    uint8
 	FromOutside  uint8
-	IngressRule  uint8
+	Excluded     uint8
 	HasSock      uint8
 	HasContainer uint8
+	Reserved     [3]uint8
 	Action       verdictsSgAction
 	Counter      verdictsSgCounter
 	Steer        verdictsSgSteer
 	Yes          uint32
+	_            [4]byte
 }
 
 type verdictsSgContainer struct {
@@ -57,6 +77,8 @@ type verdictsSgContainer struct {
 	NetnsCookie uint64
 	CgroupId    uint64
 	Role        verdictsSgRole
+	Subject     uint32
+	Name        uint32
 	Reserved    uint32
 }
 
@@ -78,34 +100,39 @@ type verdictsSgContainerInfo struct {
 type verdictsSgCounter uint32
 
 const (
-	verdictsSgCounterSG_COUNT_REDIRECT     verdictsSgCounter = 0
-	verdictsSgCounterSG_COUNT_DNS          verdictsSgCounter = 1
-	verdictsSgCounterSG_COUNT_DIRECT       verdictsSgCounter = 2
-	verdictsSgCounterSG_COUNT_LOCAL        verdictsSgCounter = 3
-	verdictsSgCounterSG_COUNT_ACCEPT_OUT   verdictsSgCounter = 4
-	verdictsSgCounterSG_COUNT_ACCEPT_IN    verdictsSgCounter = 5
-	verdictsSgCounterSG_COUNT_STEERED      verdictsSgCounter = 6
-	verdictsSgCounterSG_DROP_FIRST         verdictsSgCounter = 8
-	verdictsSgCounterSG_DROP_UNREGISTERED  verdictsSgCounter = 8
-	verdictsSgCounterSG_DROP_UDP           verdictsSgCounter = 9
-	verdictsSgCounterSG_DROP_ICMP          verdictsSgCounter = 10
-	verdictsSgCounterSG_DROP_RAW           verdictsSgCounter = 11
-	verdictsSgCounterSG_DROP_PROTOCOL      verdictsSgCounter = 12
-	verdictsSgCounterSG_DROP_BIND          verdictsSgCounter = 13
-	verdictsSgCounterSG_DROP_EGRESS        verdictsSgCounter = 14
-	verdictsSgCounterSG_DROP_INGRESS       verdictsSgCounter = 15
-	verdictsSgCounterSG_DROP_FRAGMENT      verdictsSgCounter = 16
-	verdictsSgCounterSG_DROP_MALFORMED     verdictsSgCounter = 17
-	verdictsSgCounterSG_DROP_DEVICE        verdictsSgCounter = 18
-	verdictsSgCounterSG_DROP_PACKET_SOCKET verdictsSgCounter = 19
-	verdictsSgCounterSG_DROP_NO_LISTENER   verdictsSgCounter = 20
-	verdictsSgCounterSG_DROP_OUTBOUND_PORT verdictsSgCounter = 21
-	verdictsSgCounterSG_DROP_ORIGDST_FULL  verdictsSgCounter = 22
-	verdictsSgCounterSG_DROP_NO_MEMORY     verdictsSgCounter = 23
-	verdictsSgCounterSG_DROP_INIT          verdictsSgCounter = 24
-	verdictsSgCounterSG_DROP_SPOOFED       verdictsSgCounter = 25
-	verdictsSgCounterSG_DROP_BYPASS        verdictsSgCounter = 26
-	verdictsSgCounterSG_COUNTERS           verdictsSgCounter = 32
+	verdictsSgCounterSG_COUNT_REDIRECT      verdictsSgCounter = 0
+	verdictsSgCounterSG_COUNT_DNS           verdictsSgCounter = 1
+	verdictsSgCounterSG_COUNT_DIRECT        verdictsSgCounter = 2
+	verdictsSgCounterSG_COUNT_LOCAL         verdictsSgCounter = 3
+	verdictsSgCounterSG_COUNT_ACCEPT_OUT    verdictsSgCounter = 4
+	verdictsSgCounterSG_COUNT_ACCEPT_IN     verdictsSgCounter = 5
+	verdictsSgCounterSG_COUNT_STEERED       verdictsSgCounter = 6
+	verdictsSgCounterSG_COUNT_AUDIT         verdictsSgCounter = 7
+	verdictsSgCounterSG_DROP_FIRST          verdictsSgCounter = 8
+	verdictsSgCounterSG_DROP_UNREGISTERED   verdictsSgCounter = 8
+	verdictsSgCounterSG_DROP_UDP            verdictsSgCounter = 9
+	verdictsSgCounterSG_DROP_ICMP           verdictsSgCounter = 10
+	verdictsSgCounterSG_DROP_RAW            verdictsSgCounter = 11
+	verdictsSgCounterSG_DROP_PROTOCOL       verdictsSgCounter = 12
+	verdictsSgCounterSG_DROP_BIND           verdictsSgCounter = 13
+	verdictsSgCounterSG_DROP_EGRESS         verdictsSgCounter = 14
+	verdictsSgCounterSG_DROP_INGRESS        verdictsSgCounter = 15
+	verdictsSgCounterSG_DROP_FRAGMENT       verdictsSgCounter = 16
+	verdictsSgCounterSG_DROP_MALFORMED      verdictsSgCounter = 17
+	verdictsSgCounterSG_DROP_DEVICE         verdictsSgCounter = 18
+	verdictsSgCounterSG_DROP_PACKET_SOCKET  verdictsSgCounter = 19
+	verdictsSgCounterSG_DROP_NO_LISTENER    verdictsSgCounter = 20
+	verdictsSgCounterSG_DROP_OUTBOUND_PORT  verdictsSgCounter = 21
+	verdictsSgCounterSG_DROP_ORIGDST_FULL   verdictsSgCounter = 22
+	verdictsSgCounterSG_DROP_NO_MEMORY      verdictsSgCounter = 23
+	verdictsSgCounterSG_DROP_INIT           verdictsSgCounter = 24
+	verdictsSgCounterSG_DROP_SPOOFED        verdictsSgCounter = 25
+	verdictsSgCounterSG_DROP_BYPASS         verdictsSgCounter = 26
+	verdictsSgCounterSG_DROP_POLICY_EGRESS  verdictsSgCounter = 27
+	verdictsSgCounterSG_DROP_POLICY_INGRESS verdictsSgCounter = 28
+	verdictsSgCounterSG_DROP_PROCESS        verdictsSgCounter = 29
+	verdictsSgCounterSG_DROP_UNIX           verdictsSgCounter = 30
+	verdictsSgCounterSG_COUNTERS            verdictsSgCounter = 32
 )
 
 type verdictsSgCounters struct {
@@ -113,24 +140,60 @@ type verdictsSgCounters struct {
 	V [32]uint64
 }
 
+type verdictsSgEnd struct {
+	_        structs.HostLayout
+	CgroupId uint64
+	Subject  [2]uint32
+	Flags    uint32
+	Reserved uint32
+}
+
+type verdictsSgExecutable struct {
+	_        structs.HostLayout
+	CgroupId uint64
+	Ino      uint64
+	Dev      uint32
+	Reserved uint32
+}
+
 type verdictsSgFlow struct {
 	_              structs.HostLayout
 	Proto          uint8
 	Local          uint8
 	Fragment       uint8
-	EgressRule     uint8
-	IngressRule    uint8
+	Excluded       uint8
+	Ruled          uint8
+	Permitted      uint8
+	Inside         uint8
 	LoopbackDevice uint8
 	Port           uint16
+}
+
+type verdictsSgInside uint32
+
+const (
+	verdictsSgInsideSG_INSIDE_ALLOW   verdictsSgInside = 0
+	verdictsSgInsideSG_INSIDE_EGRESS  verdictsSgInside = 1
+	verdictsSgInsideSG_INSIDE_INGRESS verdictsSgInside = 2
+)
+
+type verdictsSgInsideQuery struct {
+	_        structs.HostLayout
+	From     verdictsSgEnd
+	To       verdictsSgEnd
+	Revision uint32
+	Proto    uint8
+	Reserved uint8
+	Port     uint16
 }
 
 type verdictsSgListenerKey struct {
 	_           structs.HostLayout
 	NetnsCookie uint64
-	Kind        uint8
+	Port        uint16
 	Ipv6        uint8
 	Slot        uint8
-	Reserved    [5]uint8
+	Reserved    uint32
 }
 
 type verdictsSgOrig struct {
@@ -138,6 +201,17 @@ type verdictsSgOrig struct {
 	Addr   verdictsSgAddr
 	Port   uint16
 	Family uint16
+}
+
+type verdictsSgOutside struct {
+	_        structs.HostLayout
+	Peer     [2]uint32
+	Dir      uint8
+	Proto    uint8
+	Fragment uint8
+	Opening  uint8
+	Port     uint16
+	Reply    uint16
 }
 
 type verdictsSgPacket struct {
@@ -155,13 +229,9 @@ type verdictsSgPacket struct {
 }
 
 type verdictsSgPod struct {
-	_         structs.HostLayout
-	Outbound  uint16
-	Inbound   uint16
-	Dns       uint16
-	Flags     uint8
-	Nreserved uint8
-	Reserved  [12]verdictsSgPorts
+	_        structs.HostLayout
+	Policy   uint32
+	Reserved uint32
 }
 
 type verdictsSgPodAddr struct {
@@ -173,11 +243,38 @@ type verdictsSgPodAddr struct {
 type verdictsSgPodInfo struct {
 	_        structs.HostLayout
 	Pod      [65]uint8
-	Policy   [65]uint8
-	Reserved [2]uint8
+	Reserved [3]uint8
 	Slot     uint32
 	NetnsIno uint64
 	NetnsDev uint64
+}
+
+type verdictsSgPolicy struct {
+	_         structs.HostLayout
+	Revision  uint32
+	Flags     uint32
+	Outbound  uint16
+	Inbound   uint16
+	Dns       uint16
+	Nreserved uint16
+	Reserved  [12]verdictsSgPorts
+	Subjects  [8]uint16
+}
+
+type verdictsSgPolicyInfo struct {
+	_           structs.HostLayout
+	Name        [65]uint8
+	Source      [129]uint8
+	Init        uint8
+	Reserved    uint8
+	Revision    uint32
+	Nprefixes   uint32
+	Nrules      uint32
+	Nsubjects   uint32
+	Ninfos      uint32
+	Digest      uint64
+	Fingerprint uint64
+	AppliedNs   uint64
 }
 
 type verdictsSgPorts struct {
@@ -186,13 +283,25 @@ type verdictsSgPorts struct {
 	Hi uint16
 }
 
-type verdictsSgProto uint32
+type verdictsSgPrefixKey struct {
+	_         structs.HostLayout
+	Prefixlen uint32
+	Revision  uint32
+	Ipv4      uint32
+	Addr      verdictsSgAddr
+}
 
-const (
-	verdictsSgProtoSG_PROTO_ANY verdictsSgProto = 0
-	verdictsSgProtoSG_PROTO_TCP verdictsSgProto = 6
-	verdictsSgProtoSG_PROTO_UDP verdictsSgProto = 17
-)
+type verdictsSgQuery struct {
+	_        structs.HostLayout
+	Revision uint32
+	Subject  [2]uint32
+	Peer     [2]uint32
+	Dir      uint8
+	Proto    uint8
+	Port     uint16
+	Whole    uint8
+	Reserved [3]uint8
+}
 
 type verdictsSgRole uint32
 
@@ -204,70 +313,46 @@ const (
 	verdictsSgRoleSG_ROLE_DENIED  verdictsSgRole = 4
 )
 
-type verdictsSgRule struct {
-	_ structs.HostLayout
-	N uint32
-	P [16]verdictsSgRulePort
+type verdictsSgRuleInfo struct {
+	_    structs.HostLayout
+	Path [64]uint8
+	Text [128]uint8
+}
+
+type verdictsSgRuleInfoKey struct {
+	_        structs.HostLayout
+	Revision uint32
+	Rule     uint32
 }
 
 type verdictsSgRuleKey struct {
-	_           structs.HostLayout
-	Prefixlen   uint32
-	Dir         uint32
-	NetnsCookie uint64
-	Addr        verdictsSgAddr
-}
-
-type verdictsSgRulePort struct {
-	_     structs.HostLayout
-	Lo    uint16
-	Hi    uint16
-	Proto verdictsSgProto
+	_         structs.HostLayout
+	Prefixlen uint32
+	Revision  uint32
+	Subject   uint32
+	Peer      uint32
+	Dir       uint8
+	Proto     uint8
+	Port      uint16
 }
 
 type verdictsSgSeen struct {
+	_           structs.HostLayout
+	NetnsCookie uint64
+	CgroupId    uint64
+	Peer        uint64
+	Addr        verdictsSgAddr
+	Port        uint16
+	Proto       uint8
+	Dir         uint8
+	Reason      uint8
+	Reserved    [3]uint8
+}
+
+type verdictsSgSeenCount struct {
 	_      structs.HostLayout
-	Packet struct {
-		_     structs.HostLayout
-		Saddr struct {
-			_ structs.HostLayout
-			B [16]uint8
-		}
-		Daddr struct {
-			_ structs.HostLayout
-			B [16]uint8
-		}
-		Sport      uint16
-		Dport      uint16
-		Proto      uint8
-		Fragment   uint8
-		IcmpType   uint8
-		TcpFlags   uint8
-		TcpPayload uint8
-		_          [1]byte
-	}
-	Out struct {
-		_              structs.HostLayout
-		Proto          uint8
-		Local          uint8
-		Fragment       uint8
-		EgressRule     uint8
-		IngressRule    uint8
-		LoopbackDevice uint8
-		Port           uint16
-	}
-	In struct {
-		_              structs.HostLayout
-		Proto          uint8
-		Local          uint8
-		Fragment       uint8
-		EgressRule     uint8
-		IngressRule    uint8
-		LoopbackDevice uint8
-		Port           uint16
-	}
-	_         [2]byte
-	Malformed uint32
+	Count  uint64
+	LastNs uint64
 }
 
 type verdictsSgSlot struct {
@@ -296,6 +381,12 @@ const (
 	verdictsSgSteerSG_STEER_REFUSE   verdictsSgSteer = 3
 )
 
+type verdictsSgSubjectKey struct {
+	_        structs.HostLayout
+	Revision uint32
+	Subject  uint32
+}
+
 type verdictsSgTuple struct {
 	_           structs.HostLayout
 	NetnsCookie uint64
@@ -306,14 +397,64 @@ type verdictsSgTuple struct {
 	Reserved    uint32
 }
 
+type verdictsSgUnixKey struct {
+	_        structs.HostLayout
+	Revision uint32
+	Subject  uint32
+	N        uint32
+}
+
+type verdictsSgUnixRule struct {
+	_     structs.HostLayout
+	Match [256]struct {
+		_ structs.HostLayout
+		W [2]uint64
+	}
+	Star struct {
+		_ structs.HostLayout
+		W [2]uint64
+	}
+	Deep struct {
+		_ structs.HostLayout
+		W [2]uint64
+	}
+	Accept struct {
+		_ structs.HostLayout
+		W [2]uint64
+	}
+	Abstract uint8
+	Type     uint8
+	Npeers   uint8
+	Reserved uint8
+	Rule     uint32
+	Peer     [8]uint32
+}
+
+type verdictsSgView struct {
+	_              structs.HostLayout
+	CgroupId       uint64
+	LoopbackDevice uint32
+	SockFlags      uint32
+	Malformed      uint32
+	Nobody         uint32
+	Packet         verdictsSgPacket
+	Out            verdictsSgFlow
+	In             verdictsSgFlow
+	_              [2]byte
+	Peer           uint64
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	verdictsMapAsks            = "asks"
 	verdictsMapContainerInfo   = "container_info"
 	verdictsMapContainers      = "containers"
 	verdictsMapCounters        = "counters"
 	verdictsMapDeviceProgs     = "device_progs"
+	verdictsMapExecutables     = "executables"
+	verdictsMapHostAddrs       = "host_addrs"
 	verdictsMapIdentity        = "identity"
 	verdictsMapListeners       = "listeners"
 	verdictsMapOrigdst         = "origdst"
@@ -323,11 +464,28 @@ const (
 	verdictsMapPodInfo         = "pod_info"
 	verdictsMapPodSlots        = "pod_slots"
 	verdictsMapPods            = "pods"
+	verdictsMapPolicies        = "policies"
+	verdictsMapPolicyInfo      = "policy_info"
+	verdictsMapPolicySlots     = "policy_slots"
+	verdictsMapPrefixes        = "prefixes"
+	verdictsMapRuleInfo        = "rule_info"
 	verdictsMapRules           = "rules"
+	verdictsMapSeen            = "seen"
 	verdictsMapSocks           = "socks"
+	verdictsMapSubjects        = "subjects"
+	verdictsMapUnixRules       = "unix_rules"
+	verdictsMapViews           = "views"
+	verdictsProgAskEnd         = "ask_end"
+	verdictsProgAskInside      = "ask_inside"
+	verdictsProgAskLocal       = "ask_local"
+	verdictsProgAskPeers       = "ask_peers"
+	verdictsProgAskPermits     = "ask_permits"
+	verdictsProgAskPolicy      = "ask_policy"
+	verdictsProgAskRule        = "ask_rule"
 	verdictsProgJudgeBind      = "judge_bind"
 	verdictsProgJudgeConnect   = "judge_connect"
 	verdictsProgJudgeGuard     = "judge_guard"
+	verdictsProgJudgeInside    = "judge_inside"
 	verdictsProgJudgeKernel    = "judge_kernel"
 	verdictsProgJudgeLoopback  = "judge_loopback"
 	verdictsProgJudgeOrphan    = "judge_orphan"
@@ -335,15 +493,19 @@ const (
 	verdictsProgJudgePacketIn  = "judge_packet_in"
 	verdictsProgJudgePacketOut = "judge_packet_out"
 	verdictsProgJudgeReserved  = "judge_reserved"
-	verdictsProgJudgeRule      = "judge_rule"
 	verdictsProgJudgeSocket    = "judge_socket"
 	verdictsProgJudgeSteer     = "judge_steer"
 	verdictsProgJudgeV4        = "judge_v4"
+	verdictsProgSeeHash        = "see_hash"
 	verdictsProgSendOrphan     = "send_orphan"
 	verdictsProgSgDevice       = "sg_device"
+	verdictsProgSgEgress       = "sg_egress"
+	verdictsProgSgIngress      = "sg_ingress"
 	verdictsProgSgLoopback     = "sg_loopback"
+	verdictsProgSgLoopbackOut  = "sg_loopback_out"
+	verdictsVarHashSeen        = "hash_seen"
 	verdictsVarPacketCookie    = "packet_cookie"
-	verdictsVarSeen            = "seen"
+	verdictsVarSgEnumsType     = "sg_enums_type"
 )
 
 // loadVerdicts returns the embedded CollectionSpec for verdicts.
@@ -388,9 +550,17 @@ type verdictsSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type verdictsProgramSpecs struct {
+	AskEnd         *ebpf.ProgramSpec `ebpf:"ask_end"`
+	AskInside      *ebpf.ProgramSpec `ebpf:"ask_inside"`
+	AskLocal       *ebpf.ProgramSpec `ebpf:"ask_local"`
+	AskPeers       *ebpf.ProgramSpec `ebpf:"ask_peers"`
+	AskPermits     *ebpf.ProgramSpec `ebpf:"ask_permits"`
+	AskPolicy      *ebpf.ProgramSpec `ebpf:"ask_policy"`
+	AskRule        *ebpf.ProgramSpec `ebpf:"ask_rule"`
 	JudgeBind      *ebpf.ProgramSpec `ebpf:"judge_bind"`
 	JudgeConnect   *ebpf.ProgramSpec `ebpf:"judge_connect"`
 	JudgeGuard     *ebpf.ProgramSpec `ebpf:"judge_guard"`
+	JudgeInside    *ebpf.ProgramSpec `ebpf:"judge_inside"`
 	JudgeKernel    *ebpf.ProgramSpec `ebpf:"judge_kernel"`
 	JudgeLoopback  *ebpf.ProgramSpec `ebpf:"judge_loopback"`
 	JudgeOrphan    *ebpf.ProgramSpec `ebpf:"judge_orphan"`
@@ -398,23 +568,29 @@ type verdictsProgramSpecs struct {
 	JudgePacketIn  *ebpf.ProgramSpec `ebpf:"judge_packet_in"`
 	JudgePacketOut *ebpf.ProgramSpec `ebpf:"judge_packet_out"`
 	JudgeReserved  *ebpf.ProgramSpec `ebpf:"judge_reserved"`
-	JudgeRule      *ebpf.ProgramSpec `ebpf:"judge_rule"`
 	JudgeSocket    *ebpf.ProgramSpec `ebpf:"judge_socket"`
 	JudgeSteer     *ebpf.ProgramSpec `ebpf:"judge_steer"`
 	JudgeV4        *ebpf.ProgramSpec `ebpf:"judge_v4"`
+	SeeHash        *ebpf.ProgramSpec `ebpf:"see_hash"`
 	SendOrphan     *ebpf.ProgramSpec `ebpf:"send_orphan"`
 	SgDevice       *ebpf.ProgramSpec `ebpf:"sg_device"`
+	SgEgress       *ebpf.ProgramSpec `ebpf:"sg_egress"`
+	SgIngress      *ebpf.ProgramSpec `ebpf:"sg_ingress"`
 	SgLoopback     *ebpf.ProgramSpec `ebpf:"sg_loopback"`
+	SgLoopbackOut  *ebpf.ProgramSpec `ebpf:"sg_loopback_out"`
 }
 
 // verdictsMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type verdictsMapSpecs struct {
+	Asks          *ebpf.MapSpec `ebpf:"asks"`
 	ContainerInfo *ebpf.MapSpec `ebpf:"container_info"`
 	Containers    *ebpf.MapSpec `ebpf:"containers"`
 	Counters      *ebpf.MapSpec `ebpf:"counters"`
 	DeviceProgs   *ebpf.MapSpec `ebpf:"device_progs"`
+	Executables   *ebpf.MapSpec `ebpf:"executables"`
+	HostAddrs     *ebpf.MapSpec `ebpf:"host_addrs"`
 	Identity      *ebpf.MapSpec `ebpf:"identity"`
 	Listeners     *ebpf.MapSpec `ebpf:"listeners"`
 	Origdst       *ebpf.MapSpec `ebpf:"origdst"`
@@ -424,16 +600,26 @@ type verdictsMapSpecs struct {
 	PodInfo       *ebpf.MapSpec `ebpf:"pod_info"`
 	PodSlots      *ebpf.MapSpec `ebpf:"pod_slots"`
 	Pods          *ebpf.MapSpec `ebpf:"pods"`
+	Policies      *ebpf.MapSpec `ebpf:"policies"`
+	PolicyInfo    *ebpf.MapSpec `ebpf:"policy_info"`
+	PolicySlots   *ebpf.MapSpec `ebpf:"policy_slots"`
+	Prefixes      *ebpf.MapSpec `ebpf:"prefixes"`
+	RuleInfo      *ebpf.MapSpec `ebpf:"rule_info"`
 	Rules         *ebpf.MapSpec `ebpf:"rules"`
+	Seen          *ebpf.MapSpec `ebpf:"seen"`
 	Socks         *ebpf.MapSpec `ebpf:"socks"`
+	Subjects      *ebpf.MapSpec `ebpf:"subjects"`
+	UnixRules     *ebpf.MapSpec `ebpf:"unix_rules"`
+	Views         *ebpf.MapSpec `ebpf:"views"`
 }
 
 // verdictsVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type verdictsVariableSpecs struct {
+	HashSeen     *ebpf.VariableSpec `ebpf:"hash_seen"`
 	PacketCookie *ebpf.VariableSpec `ebpf:"packet_cookie"`
-	Seen         *ebpf.VariableSpec `ebpf:"seen"`
+	SgEnumsType  *ebpf.VariableSpec `ebpf:"sg_enums_type"`
 }
 
 // verdictsObjects contains all objects after they have been loaded into the kernel.
@@ -456,10 +642,13 @@ func (o *verdictsObjects) Close() error {
 //
 // It can be passed to loadVerdictsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type verdictsMaps struct {
+	Asks          *ebpf.Map `ebpf:"asks"`
 	ContainerInfo *ebpf.Map `ebpf:"container_info"`
 	Containers    *ebpf.Map `ebpf:"containers"`
 	Counters      *ebpf.Map `ebpf:"counters"`
 	DeviceProgs   *ebpf.Map `ebpf:"device_progs"`
+	Executables   *ebpf.Map `ebpf:"executables"`
+	HostAddrs     *ebpf.Map `ebpf:"host_addrs"`
 	Identity      *ebpf.Map `ebpf:"identity"`
 	Listeners     *ebpf.Map `ebpf:"listeners"`
 	Origdst       *ebpf.Map `ebpf:"origdst"`
@@ -469,16 +658,28 @@ type verdictsMaps struct {
 	PodInfo       *ebpf.Map `ebpf:"pod_info"`
 	PodSlots      *ebpf.Map `ebpf:"pod_slots"`
 	Pods          *ebpf.Map `ebpf:"pods"`
+	Policies      *ebpf.Map `ebpf:"policies"`
+	PolicyInfo    *ebpf.Map `ebpf:"policy_info"`
+	PolicySlots   *ebpf.Map `ebpf:"policy_slots"`
+	Prefixes      *ebpf.Map `ebpf:"prefixes"`
+	RuleInfo      *ebpf.Map `ebpf:"rule_info"`
 	Rules         *ebpf.Map `ebpf:"rules"`
+	Seen          *ebpf.Map `ebpf:"seen"`
 	Socks         *ebpf.Map `ebpf:"socks"`
+	Subjects      *ebpf.Map `ebpf:"subjects"`
+	UnixRules     *ebpf.Map `ebpf:"unix_rules"`
+	Views         *ebpf.Map `ebpf:"views"`
 }
 
 func (m *verdictsMaps) Close() error {
 	return _VerdictsClose(
+		m.Asks,
 		m.ContainerInfo,
 		m.Containers,
 		m.Counters,
 		m.DeviceProgs,
+		m.Executables,
+		m.HostAddrs,
 		m.Identity,
 		m.Listeners,
 		m.Origdst,
@@ -488,8 +689,17 @@ func (m *verdictsMaps) Close() error {
 		m.PodInfo,
 		m.PodSlots,
 		m.Pods,
+		m.Policies,
+		m.PolicyInfo,
+		m.PolicySlots,
+		m.Prefixes,
+		m.RuleInfo,
 		m.Rules,
+		m.Seen,
 		m.Socks,
+		m.Subjects,
+		m.UnixRules,
+		m.Views,
 	)
 }
 
@@ -497,17 +707,26 @@ func (m *verdictsMaps) Close() error {
 //
 // It can be passed to loadVerdictsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type verdictsVariables struct {
+	HashSeen     *ebpf.Variable `ebpf:"hash_seen"`
 	PacketCookie *ebpf.Variable `ebpf:"packet_cookie"`
-	Seen         *ebpf.Variable `ebpf:"seen"`
+	SgEnumsType  *ebpf.Variable `ebpf:"sg_enums_type"`
 }
 
 // verdictsPrograms contains all programs after they have been loaded into the kernel.
 //
 // It can be passed to loadVerdictsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type verdictsPrograms struct {
+	AskEnd         *ebpf.Program `ebpf:"ask_end"`
+	AskInside      *ebpf.Program `ebpf:"ask_inside"`
+	AskLocal       *ebpf.Program `ebpf:"ask_local"`
+	AskPeers       *ebpf.Program `ebpf:"ask_peers"`
+	AskPermits     *ebpf.Program `ebpf:"ask_permits"`
+	AskPolicy      *ebpf.Program `ebpf:"ask_policy"`
+	AskRule        *ebpf.Program `ebpf:"ask_rule"`
 	JudgeBind      *ebpf.Program `ebpf:"judge_bind"`
 	JudgeConnect   *ebpf.Program `ebpf:"judge_connect"`
 	JudgeGuard     *ebpf.Program `ebpf:"judge_guard"`
+	JudgeInside    *ebpf.Program `ebpf:"judge_inside"`
 	JudgeKernel    *ebpf.Program `ebpf:"judge_kernel"`
 	JudgeLoopback  *ebpf.Program `ebpf:"judge_loopback"`
 	JudgeOrphan    *ebpf.Program `ebpf:"judge_orphan"`
@@ -515,20 +734,31 @@ type verdictsPrograms struct {
 	JudgePacketIn  *ebpf.Program `ebpf:"judge_packet_in"`
 	JudgePacketOut *ebpf.Program `ebpf:"judge_packet_out"`
 	JudgeReserved  *ebpf.Program `ebpf:"judge_reserved"`
-	JudgeRule      *ebpf.Program `ebpf:"judge_rule"`
 	JudgeSocket    *ebpf.Program `ebpf:"judge_socket"`
 	JudgeSteer     *ebpf.Program `ebpf:"judge_steer"`
 	JudgeV4        *ebpf.Program `ebpf:"judge_v4"`
+	SeeHash        *ebpf.Program `ebpf:"see_hash"`
 	SendOrphan     *ebpf.Program `ebpf:"send_orphan"`
 	SgDevice       *ebpf.Program `ebpf:"sg_device"`
+	SgEgress       *ebpf.Program `ebpf:"sg_egress"`
+	SgIngress      *ebpf.Program `ebpf:"sg_ingress"`
 	SgLoopback     *ebpf.Program `ebpf:"sg_loopback"`
+	SgLoopbackOut  *ebpf.Program `ebpf:"sg_loopback_out"`
 }
 
 func (p *verdictsPrograms) Close() error {
 	return _VerdictsClose(
+		p.AskEnd,
+		p.AskInside,
+		p.AskLocal,
+		p.AskPeers,
+		p.AskPermits,
+		p.AskPolicy,
+		p.AskRule,
 		p.JudgeBind,
 		p.JudgeConnect,
 		p.JudgeGuard,
+		p.JudgeInside,
 		p.JudgeKernel,
 		p.JudgeLoopback,
 		p.JudgeOrphan,
@@ -536,13 +766,16 @@ func (p *verdictsPrograms) Close() error {
 		p.JudgePacketIn,
 		p.JudgePacketOut,
 		p.JudgeReserved,
-		p.JudgeRule,
 		p.JudgeSocket,
 		p.JudgeSteer,
 		p.JudgeV4,
+		p.SeeHash,
 		p.SendOrphan,
 		p.SgDevice,
+		p.SgEgress,
+		p.SgIngress,
 		p.SgLoopback,
+		p.SgLoopbackOut,
 	)
 }
 

@@ -6,12 +6,15 @@
 package agent
 
 import (
+	"bufio"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"runtime"
@@ -56,6 +59,7 @@ type Request struct {
 	Addr      string
 	Local     string // dial: source address
 	Reuse     bool   // listen: SO_REUSEPORT
+	Echo      bool   // listen: send back what comes after the banner
 	Name      string // listen: what the banner says
 	Data      string
 	Sock      [3]int // socket: family, type, protocol
@@ -111,6 +115,10 @@ func (s *server) do(r Request) Answer {
 	switch r.Op {
 	case "dial":
 		a, err = dial(r)
+	case "connect": // dial, and keep the connection
+		a, err = s.connect(r)
+	case "talk": // over a kept connection
+		a, err = s.talk(r)
 	case "listen":
 		a, err = s.listen(r)
 	case "close":
@@ -120,6 +128,17 @@ func (s *server) do(r Request) Answer {
 		a, err = udp(r)
 	case "udplisten":
 		a, err = s.udpListen(r)
+	case "unix": // connect to the UNIX socket at Addr, @ for an abstract one
+		err = dialUnix(r)
+	case "unixlisten":
+		var l net.Listener
+		if l, err = net.Listen(r.Network, r.Addr); err == nil {
+			a.ID = s.keep(l)
+		}
+	case "rawudp": // a datagram from Local, whoever has that
+		err = rawUDP(r)
+	case "groupjoin":
+		a, err = s.joinGroup(r)
 	case "received": // datagrams, by the listener with this id
 		a.Len = int(s.open[r.ID].(*echo).received.Load())
 	case "socket":
@@ -180,6 +199,42 @@ func dial(r Request) (a Answer, err error) {
 	}
 	_ = c.SetDeadline(time.Now().Add(timeout))
 	return a, json.NewDecoder(c).Decode(&a.Banner)
+}
+
+// connect dials and keeps the connection, behind its banner.
+func (s *server) connect(r Request) (a Answer, err error) {
+	c, err := net.DialTimeout(r.Network, r.Addr, timeout)
+	if err != nil {
+		return a, err
+	}
+	_ = c.SetDeadline(time.Now().Add(timeout))
+	k := &kept{Conn: c, r: bufio.NewReader(c)}
+	line, err := k.r.ReadBytes('\n')
+	if err == nil {
+		err = json.Unmarshal(line, &a.Banner)
+	}
+	if err != nil {
+		return a, errors.Join(err, c.Close())
+	}
+	a.ID = s.keep(k)
+	return a, nil
+}
+
+type kept struct {
+	net.Conn
+	r *bufio.Reader
+}
+
+// talk sends a line over a kept connection and waits for it to come back.
+func (s *server) talk(r Request) (a Answer, err error) {
+	k := s.open[r.ID].(*kept)
+	_ = k.SetDeadline(time.Now().Add(timeout))
+	if _, err := k.Write([]byte(r.Data + "\n")); err != nil {
+		return a, err
+	}
+	a.Data, err = k.r.ReadString('\n')
+	a.Data = strings.TrimSuffix(a.Data, "\n")
+	return a, err
 }
 
 // dialMapped connects an AF_INET6 socket to ::ffff:a.b.c.d.
@@ -252,7 +307,14 @@ func (s *server) listen(r Request) (a Answer, err error) {
 				return
 			}
 			_ = json.NewEncoder(c).Encode(banner(r.Name, c))
-			_ = c.Close()
+			if !r.Echo {
+				_ = c.Close()
+				continue
+			}
+			go func() {
+				_, _ = io.Copy(c, c)
+				_ = c.Close()
+			}()
 		}
 	}()
 	return Answer{ID: s.keep(l), Local: l.Addr().String()}, nil
@@ -349,10 +411,71 @@ func (s *server) udpListen(r Request) (a Answer, err error) {
 				return
 			}
 			e.received.Add(1)
-			_, _ = c.WriteToUDP(append([]byte(r.Name+":"), buf[:n]...), from)
+			if r.Name != "" { // else it only listens
+				_, _ = c.WriteToUDP(append([]byte(r.Name+":"), buf[:n]...), from)
+			}
 		}
 	}()
 	return Answer{ID: s.keep(e), Local: c.LocalAddr().String()}, nil
+}
+
+// rawUDP writes a UDP header of its own through a raw socket (raw(7)).
+func rawUDP(r Request) error {
+	from, err := netip.ParseAddrPort(r.Local)
+	if err != nil {
+		return err
+	}
+	to, err := netip.ParseAddrPort(r.Addr)
+	if err != nil {
+		return err
+	}
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_UDP)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	b := binary.BigEndian.AppendUint16(nil, from.Port())
+	b = binary.BigEndian.AppendUint16(b, to.Port())
+	b = binary.BigEndian.AppendUint16(b, uint16(8+len(r.Data)))
+	b = append(append(b, 0, 0), r.Data...) // no checksum
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: from.Addr().As4()}); err != nil {
+		return err
+	}
+	return unix.Sendto(fd, b, 0, &unix.SockaddrInet4{Addr: to.Addr().As4()})
+}
+
+func dialUnix(r Request) error {
+	c, err := net.DialTimeout(r.Network, r.Addr, timeout)
+	if err != nil {
+		return err
+	}
+	return c.Close()
+}
+
+// joinGroup receives datagrams to a multicast group on eth0.
+func (s *server) joinGroup(r Request) (a Answer, err error) {
+	addr, err := net.ResolveUDPAddr("udp", r.Addr)
+	if err != nil {
+		return a, err
+	}
+	dev, err := net.InterfaceByName("eth0")
+	if err != nil {
+		return a, err
+	}
+	c, err := net.ListenMulticastUDP("udp", dev, addr)
+	if err != nil {
+		return a, err
+	}
+	e := &echo{UDPConn: c}
+	go func() {
+		for buf := make([]byte, 1500); ; {
+			if _, _, err := c.ReadFromUDP(buf); err != nil {
+				return
+			}
+			e.received.Add(1)
+		}
+	}()
+	return Answer{ID: s.keep(e)}, nil
 }
 
 // echo sends datagrams back and counts them.
@@ -435,12 +558,18 @@ type Agent struct {
 // ends with the test, or by Stop.
 func Start(t testing.TB, ns netns.NsHandle, cgroup string) *Agent {
 	t.Helper()
+	return StartFile(t, ns, cgroup, "/proc/self/exe")
+}
+
+// StartFile starts an agent whose executable is a copy of this one.
+func StartFile(t testing.TB, ns netns.NsHandle, cgroup, file string) *Agent {
+	t.Helper()
 	dir, err := os.Open(cgroup)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer dir.Close()
-	cmd := exec.Command("/proc/self/exe")
+	cmd := exec.Command(file)
 	cmd.Env = append(os.Environ(), envAgent+"=1")
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd()), Pdeathsig: syscall.SIGKILL}

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cgroups
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/cilium/ebpf"
+
+	"sidegate/bpf"
+	"sidegate/policy"
+)
+
+// Seen is what a container did under mode audit, or would have been denied.
+type Seen struct {
+	Pod       string     `json:"pod"`
+	Policy    string     `json:"policy"`
+	Container string     `json:"container"`
+	Role      string     `json:"role"`
+	Dir       string     `json:"direction"`
+	Peer      string     `json:"peer,omitempty"`     // the other container of the pod
+	PeerRole  string     `json:"peerRole,omitempty"` // and its role
+	Address   netip.Addr `json:"address,omitzero"`   // or the other end outside
+	Proto     uint8      `json:"protocol"`           // IP protocol number
+	Port      uint16     `json:"port"`               // of whom was called; or ICMP type
+	Reason    string     `json:"reason,omitempty"`   // why not; empty: it is allowed
+	Missing   string     `json:"missing,omitempty"`  // the rule that would allow it, in YAML
+	Count     uint64     `json:"count"`
+}
+
+// ReadSeen lists what mode audit has recorded, the most frequent first.
+func ReadSeen(state string) (list []Seen, err error) {
+	s, err := OpenExisting(state)
+	if errors.Is(err, ErrNotLoaded) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, s.Close()) }()
+	keys, err := keysOf[bpf.Seen](s.maps.Seen)
+	if err != nil {
+		return nil, err
+	}
+	for _, k := range keys {
+		var n bpf.SeenCount
+		if err := s.maps.Seen.Lookup(k, &n); err != nil {
+			continue // the kernel made room for another one
+		}
+		row, err := s.seen(k)
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			continue // recorded after its container was forgotten
+		}
+		if err != nil {
+			return nil, err
+		}
+		row.Count = n.Count
+		list = append(list, row)
+	}
+	slices.SortFunc(list, func(a, b Seen) int {
+		return cmp.Or(cmp.Compare(b.Count, a.Count), cmp.Compare(a.Container, b.Container), cmp.Compare(a.Port, b.Port))
+	})
+	return list, nil
+}
+
+// seen names the ends of a record.
+func (s *Store) seen(k bpf.Seen) (Seen, error) {
+	row := Seen{Dir: policy.Dir(k.Dir).String(), Proto: k.Proto, Port: k.Port}
+	self, err := s.info(k.CgroupId)
+	if err != nil {
+		return row, err
+	}
+	row.Pod, row.Policy = bpf.CString(self.Pod[:]), bpf.CString(self.Policy[:])
+	row.Container, row.Role = infoName(self), policy.Role(self.Role).String()
+	from, to := policy.Inside(endpointOf(self)), policy.End{}
+	addr := netip.AddrFrom16(k.Addr.B).Unmap()
+	switch {
+	case k.Peer > 1:
+		peer, err := s.info(k.Peer)
+		if err != nil {
+			return row, err
+		}
+		row.Peer, row.PeerRole = infoName(peer), policy.Role(peer.Role).String()
+		to = policy.Inside(endpointOf(peer))
+	case addr != netip.IPv6Unspecified():
+		row.Address = addr
+		to = policy.Outside(addr)
+	}
+	if k.Reason == 0 {
+		return row, nil
+	}
+	if k.Dir == uint8(policy.Ingress) {
+		from, to = to, from
+	}
+	row.Reason = fmt.Sprint(bpf.Counter(k.Reason))
+	row.Missing = policy.Missing(policy.Query{From: from, To: to, Proto: k.Proto, Port: k.Port}, row.Reason)
+	return row, nil
+}
+
+func endpointOf(i bpf.ContainerInfo) policy.Endpoint {
+	return policy.Endpoint{Role: policy.Role(i.Role), Name: bpf.CString(i.Name[:])}
+}
