@@ -4,6 +4,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"sidegate/cgroups"
+	"sidegate/policy"
 )
 
 // Exit codes.
@@ -26,6 +28,7 @@ type env struct {
 	stdout, stderr io.Writer
 	args           []string
 	state          string // directory of pins
+	policyDir      string
 }
 
 func main() {
@@ -34,6 +37,8 @@ func main() {
 		stderr: os.Stderr,
 		args:   os.Args[1:],
 		state:  cgroups.StateDir(),
+
+		policyDir: cmp.Or(os.Getenv(policy.DirEnv), policy.DefaultDir),
 	}))
 }
 
@@ -65,13 +70,13 @@ func newRoot(e *env) *cobra.Command {
 	root := &cobra.Command{
 		Use:           "sidegate",
 		Short:         "Make a sidecar impossible to walk around",
-		Long:          "Sidegate forces a pod's traffic through its sidecar, in the kernel.\nThis command shows and removes what is attached; containers are attached by the runtime's hook.",
+		Long:          "Sidegate forces a pod's traffic through its sidecar, in the kernel.\nThis command shows and removes what is attached, and changes policies; containers are attached by the runtime's hook.",
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.PersistentFlags().StringVar(&e.state, "state-dir", e.state, "directory of pins on a BPF file system ($"+cgroups.StateEnv+")")
-	root.AddCommand(newStatus(e), newDoctor(e), newUnload(e), newVersion(e))
+	root.AddCommand(newStatus(e), newDoctor(e), newUnload(e), newVersion(e), newPolicy(e))
 	return root
 }
 
