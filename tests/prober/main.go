@@ -46,6 +46,7 @@ var commands = map[string]command{
 	"sockopt":        {"report the answers of many getsockopt calls", runSockopt},
 	"sink":           {"be the outside: echo servers and a recorder of packets", runSink},
 	"joiner":         {"try every simple way out, one after the other", runJoiner},
+	"tamper":         {"try to change what enforces, and to get away from it", runTamper},
 }
 
 func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
