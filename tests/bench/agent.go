@@ -40,6 +40,8 @@ type answer struct {
 	Failed int64   `json:"failed"` // attempts
 	Took   float64 `json:"took"`   // seconds
 	Err    string  `json:"err"`    // the first failure
+	// Of each connection or datagram, where the order times them.
+	Latency *latency `json:"latency,omitempty"`
 }
 
 // ioTimeout bounds every blocking call of an agent.
@@ -88,6 +90,16 @@ func (o *order) obey() (answer, error) {
 		err = serve(addr)
 	case "connect":
 		a, err = o.connections(addr)
+	case "accept":
+		err = accept(addr)
+	case "echo":
+		err = echo(addr)
+	case "calls":
+		a, err = o.calls(addr)
+	case "pings":
+		a, err = o.pings(addr)
+	case "stream":
+		a, err = o.stream(addr)
 	case "sockets":
 		a, err = o.sockets(addr)
 	case "download":
@@ -236,8 +248,7 @@ func (o *order) sockets(addr netip.AddrPort) (a answer, err error) {
 		if err != nil {
 			return a, err
 		}
-		err = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
-		if err := errors.Join(err, unix.Close(fd)); err != nil {
+		if err := reset(fd); err != nil {
 			return a, err
 		}
 		a.Done++

@@ -84,16 +84,23 @@ func (w *world) pause(name, netns string) (p *proc, cgroup string, err error) {
 	if cgroup, err = w.mkcgroup(name); err != nil {
 		return nil, "", err
 	}
-	p, err = w.spawn(cgroup, netns, nil, "/bin/busybox", "cat")
-	if err != nil {
+	if p, err = w.pauseIn(cgroup, netns); err != nil {
 		return nil, "", errors.Join(err, rmcgroup(cgroup))
 	}
-	if netns == "" || netns == "new" {
-		return p, cgroup, nil
+	return p, cgroup, nil
+}
+
+func (w *world) pauseIn(cgroup, netns string) (*proc, error) {
+	p, err := w.spawn(cgroup, netns, nil, "/bin/busybox", "cat")
+	if err != nil || netns == "" || netns == "new" {
+		return p, err
 	}
 	// Until nsenter has become the process.
-	err = waitExe(p, "busybox")
-	return p, cgroup, err
+	if err := waitExe(p, "busybox"); err != nil {
+		p.stop()
+		return nil, err
+	}
+	return p, nil
 }
 
 // What is timed, in the order of one round.

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Command bench measures what Sidegate costs: starts of containers, the hook itself, connections and bytes through a sidecar against
-// the iptables rules of a mesh, packets of the sidecar, and sockets of processes that are not managed.
+// the iptables rules of a mesh, packets of the sidecar, sockets of processes that are not managed, updates of policies, and what is
+// judged by rules, by how many there are.
 //
 // All sides of a figure run in the same rounds, in turns, and are compared round by round. It judges no time: it fails only if
 // something could not be measured. It needs root and makes a machine of its own inside the machine (see package lab); all traffic
@@ -66,7 +67,7 @@ func main() {
 func parseFlags(args []string) (*env, error) {
 	e := &env{stdout: os.Stdout, stderr: os.Stderr}
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
-	only := fs.String("only", "", "make only measurements whose name matches this `regexp`: start, hook, connect, download, packets, guard")
+	only := fs.String("only", "", "make only measurements whose name matches this `regexp`: start, hook, guard, policy, rules, connect, download, packets")
 	fs.BoolVar(&e.quick, "quick", false, "a fifth of the rounds")
 	fs.StringVar(&e.json, "json", "build/bench.json", "also write the result to this `file`; \"\" for none")
 	fs.StringVar(&e.bin, "bin", "bin", "`directory` of sidegate and sidegate-oci-hook")
@@ -104,6 +105,8 @@ var measurements = []measurement{
 	{name: "start", alone: measureStart},
 	{name: "hook", alone: measureHook},
 	{name: "guard", alone: measureGuard},
+	{name: "policy", alone: measurePolicy},
+	{name: "rules", alone: measureRules},
 	{name: "connect", pods: measureConnect},
 	{name: "download", pods: measureDownload},
 	{name: "packets", pods: measurePackets},

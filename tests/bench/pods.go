@@ -27,9 +27,6 @@ const (
 var trafficSides = []string{sideNone, sideIptables, sideSidegate}
 
 const (
-	outsideIP   = "192.0.2.80"
-	httpPort    = 80
-	sinkPort    = 9
 	outboundTo  = 15001 // the sidecar's listener for redirected connections
 	inboundTo   = 15006
 	directTo    = 15002 // the sidecar's listener for an app that knows of it
@@ -101,14 +98,11 @@ http {
 }
 `
 
-// A traffic is the pods and the outside. Each pod has an app, a sidecar, an address and a cgroup:
-//
-//	outside 192.0.2.80 ---- 192.0.2.1 node 198.51.100.(4n+1) ---- 198.51.100.(4n+2) pod n
+// A traffic is the pods and the outside. Each pod has an app, a sidecar, an address and a cgroup.
 type traffic struct {
 	w        *world
 	pods     map[string]*pod
-	cgroup   string // of the outside
-	sink     *proc
+	out      *outside
 	nginx    *proc
 	iptables string // which one wrote the rules
 }
@@ -116,6 +110,7 @@ type traffic struct {
 type pod struct {
 	side      string
 	netns     string
+	dev       string // the node's end of its pair
 	cgroup    string // holds those of the app and the sidecar
 	app       *proc  // agents
 	sidecar   *proc
@@ -126,10 +121,13 @@ type pod struct {
 	appTarget string // where an app connects to for the outside's web server
 }
 
-func newTraffic(ctx context.Context, w *world) (*traffic, error) {
+func newTraffic(ctx context.Context, w *world) (_ *traffic, err error) {
 	t := &traffic{w: w, pods: map[string]*pod{}}
-	if err := t.outside(ctx); err != nil {
-		return nil, errors.Join(fmt.Errorf("outside: %w", err), t.close(ctx))
+	if t.out, err = newOutside(ctx, w); err != nil {
+		return nil, err
+	}
+	if err := t.web(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("nginx: %w", err), t.close(ctx))
 	}
 	for n, side := range trafficSides {
 		if err := t.pod(ctx, n, side); err != nil {
@@ -139,33 +137,8 @@ func newTraffic(ctx context.Context, w *world) (*traffic, error) {
 	return t, nil
 }
 
-// netnsSysctls let a namespace take many short connections.
-var netnsSysctls = map[string]string{
-	"net/ipv4/ip_local_port_range": "20000 65000",
-	"net/ipv4/tcp_tw_reuse":        "1",
-	"net/core/somaxconn":           "4096",
-}
-
-func (t *traffic) outside(ctx context.Context) (err error) {
-	const netns = "/run/netns/outside"
-	if err := ip(ctx, "", "netns add outside", "link add out0 type veth peer name eth0 netns outside", "addr add 192.0.2.1/24 dev out0", "link set out0 up"); err != nil {
-		return err
-	}
-	if err := ip(ctx, netns, "link set lo up", "addr add "+outsideIP+"/24 dev eth0", "link set eth0 up", "route add default via 192.0.2.1"); err != nil {
-		return err
-	}
-	if err := t.sysctls(ctx, netns); err != nil {
-		return err
-	}
-	if t.cgroup, err = t.w.mkcgroup("outside"); err != nil {
-		return err
-	}
-	if t.sink, err = t.w.agent(t.cgroup, netns, 0); err != nil {
-		return err
-	}
-	if _, err := t.sink.do(order{Op: "serve", Addr: fmt.Sprintf("%s:%d", outsideIP, sinkPort)}); err != nil {
-		return err
-	}
+// web starts nginx outside.
+func (t *traffic) web(ctx context.Context) (err error) {
 	dir := filepath.Join(t.w.dir, "nginx")
 	for _, d := range []string{"www", "tmp"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
@@ -183,11 +156,11 @@ func (t *traffic) outside(ctx context.Context) (err error) {
 	if err := os.WriteFile(filepath.Join(dir, "nginx.conf"), []byte(config), 0o644); err != nil {
 		return err
 	}
-	t.nginx, err = t.w.spawn(t.cgroup, netns, nil, "nginx", "-p", dir+"/", "-c", "nginx.conf", "-e", "error.log")
+	t.nginx, err = t.w.spawn(t.out.cgroup, t.out.netns, nil, "nginx", "-p", dir+"/", "-c", "nginx.conf", "-e", "error.log")
 	if err != nil {
 		return err
 	}
-	return t.waitAccepting(ctx, t.nginx, netns, fmt.Sprintf("%s:%d", outsideIP, httpPort))
+	return t.waitAccepting(ctx, t.nginx, t.out.netns, at(outsideIP, httpPort))
 }
 
 // waitAccepting waits until there is a TCP listener at addr in the namespace.
@@ -212,28 +185,14 @@ func listens(listing, addr string) bool {
 	return false
 }
 
-func (t *traffic) sysctls(ctx context.Context, netns string) error {
-	for name, value := range netnsSysctls {
-		if _, err := command(ctx, "nsenter", "--net="+netns, "--", "/bin/busybox", "sysctl", "-q", "-w", strings.ReplaceAll(name, "/", ".")+"="+value); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 func (t *traffic) pod(ctx context.Context, n int, side string) (err error) {
 	name := "pod" + strconv.Itoa(n)
-	p := &pod{side: side, netns: "/run/netns/" + name, stats: filepath.Join(t.w.dir, name+".sock"), appTarget: fmt.Sprintf("%s:%d", outsideIP, httpPort)}
+	p := &pod{side: side, dev: podDev(n), stats: filepath.Join(t.w.dir, name+".sock"), appTarget: at(outsideIP, httpPort)}
 	t.pods[side] = p
-	host, own := fmt.Sprintf("198.51.100.%d", 4*n+1), fmt.Sprintf("198.51.100.%d", 4*n+2)
-	if err := ip(ctx, "", "netns add "+name, fmt.Sprintf("link add veth%d type veth peer name eth0 netns %s", n, name),
-		fmt.Sprintf("addr add %s/30 dev veth%d", host, n), fmt.Sprintf("link set veth%d up", n)); err != nil {
+	if p.netns, _, err = podNet(ctx, n); err != nil {
 		return err
 	}
-	if err := ip(ctx, p.netns, "link set lo up", "addr add "+own+"/30 dev eth0", "link set eth0 up", "route add default via "+host); err != nil {
-		return err
-	}
-	if err := t.sysctls(ctx, p.netns); err != nil {
+	if err := sysctls(ctx, p.netns); err != nil {
 		return err
 	}
 	if p.cgroup, err = t.w.mkcgroup(name); err != nil {
@@ -403,23 +362,11 @@ func (t *traffic) close(ctx context.Context) error {
 			_, _, err := t.w.runHook("poststop", id, 0, "app")
 			errs = append(errs, err)
 		}
-		if _, err := os.Stat(p.netns); err == nil {
-			errs = append(errs, ip(ctx, "", "netns del "+filepath.Base(p.netns)))
-		}
+		errs = append(errs, delNetns(ctx, p.netns, p.dev))
 	}
-	for _, p := range []*proc{t.nginx, t.sink} {
-		if p != nil {
-			p.stop()
-		}
+	if t.nginx != nil {
+		t.nginx.stop()
 	}
-	if t.cgroup != "" {
-		errs = append(errs, lab.WaitFor(5*time.Second, "nginx's end", func() (bool, error) {
-			b, err := os.ReadFile(filepath.Join(t.cgroup, "cgroup.procs"))
-			return len(b) == 0, err
-		}), rmcgroup(t.cgroup))
-	}
-	if _, err := os.Stat("/run/netns/outside"); err == nil {
-		errs = append(errs, ip(ctx, "", "netns del outside"))
-	}
+	errs = append(errs, t.out.close(ctx))
 	return errors.Join(append(errs, t.w.unload(ctx))...)
 }

@@ -63,22 +63,7 @@ func measureConnect(_ context.Context, e *env, t *traffic) ([]figure, []string, 
 
 // run gives an agent of a pod an order and returns what it took of the pod's and the outside's CPU time, in seconds.
 func (t *traffic) run(p *pod, a *proc, o order) (answer, float64, error) {
-	before, err := cpuUsage(p.cgroup, t.cgroup)
-	if err != nil {
-		return answer{}, 0, err
-	}
-	ans, err := a.do(o)
-	if err != nil {
-		return ans, 0, err
-	}
-	after, err := cpuUsage(p.cgroup, t.cgroup)
-	if err != nil {
-		return ans, 0, err
-	}
-	if ans.Done == 0 || ans.Took <= 0 {
-		return ans, 0, fmt.Errorf("%s did nothing", o.Op)
-	}
-	return ans, after - before, nil
+	return a.doOn(o, p.cgroup, t.out.cgroup)
 }
 
 // trafficFigures makes the two figures that each measurement of traffic has.
@@ -101,7 +86,7 @@ func measureDownload(_ context.Context, e *env, t *traffic) ([]figure, []string,
 
 // measurePackets times what the sidecar itself sends, which every device of the pod judges.
 func measurePackets(_ context.Context, e *env, t *traffic) ([]figure, []string, error) {
-	sink := fmt.Sprintf("%s:%d", outsideIP, sinkPort)
+	sink := at(outsideIP, sinkPort)
 	var figures []figure
 	rate, cpu := map[string][]float64{}, map[string][]float64{}
 	err := t.rounds(e.rounds(20), func(side string, p *pod, warm bool) error {
@@ -132,7 +117,7 @@ func measurePackets(_ context.Context, e *env, t *traffic) ([]figure, []string, 
 		return nil, nil, err
 	}
 	down, _, err := t.bulk(e, "packets", "256 MiB that the sidecar downloads by TCP", cpuOfSidecar, func(p *pod) (*proc, order) {
-		return p.sidecar, order{Op: "download", Addr: fmt.Sprintf("%s:%d", outsideIP, httpPort), Count: bulkSize}
+		return p.sidecar, order{Op: "download", Addr: at(outsideIP, httpPort), Count: bulkSize}
 	})
 	return append(append(figures, up...), down...), notes, err
 }
@@ -185,7 +170,7 @@ func measureGuard(ctx context.Context, e *env, w *world) (figures []figure, note
 		return nil, nil, err
 	}
 	defer a.stop()
-	if _, err := a.do(order{Op: "serve", Addr: fmt.Sprintf("127.0.0.1:%d", sinkPort)}); err != nil {
+	if _, err := a.do(order{Op: "serve", Addr: at("127.0.0.1", sinkPort)}); err != nil {
 		return nil, nil, err
 	}
 	managed, managedCgroup, err := w.pause("managed", "new")
@@ -209,7 +194,7 @@ func measureGuard(ctx context.Context, e *env, w *world) (figures []figure, note
 				}
 			}
 			// What was loaded or unloaded has after-effects in the kernel.
-			o := order{Op: "sockets", Addr: fmt.Sprintf("127.0.0.1:%d", sinkPort), Count: 30_000, For: 200 * time.Millisecond}
+			o := order{Op: "sockets", Addr: at("127.0.0.1", sinkPort), Count: 30_000, For: 200 * time.Millisecond}
 			if _, err := a.do(o); err != nil {
 				return nil, nil, err
 			}

@@ -280,6 +280,32 @@ func waitExe(p *proc, name string) error {
 
 // do gives an agent an order and waits for the answer. Any failure in it is an error.
 func (p *proc) do(o order) (answer, error) {
+	a, err := p.ask(o)
+	if err == nil && (a.Err != "" || a.Failed > 0) {
+		err = fmt.Errorf("%s %s: %d of %d failed: %s", o.Op, o.Addr, a.Failed, a.Failed+a.Done, a.Err)
+	}
+	return a, err
+}
+
+// doOn also returns the CPU time, in seconds, that the cgroups have used meanwhile.
+func (p *proc) doOn(o order, cgroups ...string) (answer, float64, error) {
+	before, err := cpuUsage(cgroups...)
+	if err != nil {
+		return answer{}, 0, err
+	}
+	a, err := p.do(o)
+	if err != nil {
+		return a, 0, err
+	}
+	after, err := cpuUsage(cgroups...)
+	if err == nil && (a.Done == 0 || a.Took <= 0) {
+		err = fmt.Errorf("%s did nothing", o.Op)
+	}
+	return a, after - before, err
+}
+
+// ask gives an agent an order and waits for the answer, which may tell of failures.
+func (p *proc) ask(o order) (answer, error) {
 	b, err := json.Marshal(o)
 	if err != nil {
 		return answer{}, err
@@ -293,13 +319,7 @@ func (p *proc) do(o order) (answer, error) {
 	if !p.stdout.Scan() {
 		return a, fmt.Errorf("%s gave no answer to %s: %w", p.name, b, errors.Join(p.stdout.Err(), p.alive()))
 	}
-	if err := json.Unmarshal(p.stdout.Bytes(), &a); err != nil {
-		return a, err
-	}
-	if a.Err != "" || a.Failed > 0 {
-		return a, fmt.Errorf("%s %s: %d of %d failed: %s", o.Op, o.Addr, a.Failed, a.Failed+a.Done, a.Err)
-	}
-	return a, nil
+	return a, json.Unmarshal(p.stdout.Bytes(), &a)
 }
 
 // command runs a program to its end.
