@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink/nl"
@@ -45,10 +46,21 @@ func (s *Store) closeDenied(slot uint32) error {
 		return err
 	}
 	for cookie, socks := range denied {
+		socks = slices.DeleteFunc(socks, isClosing)
+		if len(socks) == 0 {
+			continue
+		}
 		errs = append(errs, fmt.Errorf("%d connections of pod %d that policy %s denies are still open: "+
 			"load the kernel's modules tcp_diag and udp_diag, and apply it again", len(socks), cookie, bpf.CString(pol.info.Name[:])))
 	}
 	return errors.Join(errs...)
+}
+
+// isClosing tells whether its process has closed the connection: such a socket
+// has nobody to abort it for, and ends by itself.
+func isClosing(r *bpf.SockRow) bool {
+	const established, synSent, closeWait = 1, 2, 8 // BPF_TCP_*, of UDP too
+	return r.State != established && r.State != synSent && r.State != closeWait
 }
 
 // denied returns the connections that pol does not allow, by pod.
@@ -104,10 +116,11 @@ func addrPort(b [16]uint8, port uint16) netip.AddrPort {
 
 // denies tells whether r is a connection that could not be opened any more. One
 // inside the pod is judged at the end that opened it.
+// A socket without a port of its own is closed, and not gone yet.
 func (j *judge) denies(r *bpf.SockRow) bool {
 	const tcpClose, tcpListen = 7, 10 // BPF_TCP_*
 	owner := j.members[r.Sock.CgroupId]
-	if owner == nil || r.Rport == 0 || r.State == tcpListen || r.State == tcpClose && r.Proto == unix.IPPROTO_TCP {
+	if owner == nil || r.Lport == 0 || r.Rport == 0 || r.State == tcpListen || r.State == tcpClose && r.Proto == unix.IPPROTO_TCP {
 		return false
 	}
 	q := policy.Query{Proto: r.Proto, Port: r.Rport}
