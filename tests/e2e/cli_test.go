@@ -39,6 +39,7 @@ func golden(t *testing.T, name, got string) {
 func normal(s string) string {
 	for _, r := range []struct{ pattern, with string }{
 		{`\b[0-9a-f]{12}\b`, "ID"},
+		{`\bpod\d+-`, "POD-"},
 		{`\b198\.51\.100\.\d+`, "IPV4"},
 		{`\b2001:db8:2::[0-9a-f]+`, "IPV6"},
 		{`=\d+`, "=N"},

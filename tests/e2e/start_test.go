@@ -228,7 +228,7 @@ func TestLateComers(t *testing.T) {
 	p.wantEnforced(late)
 	// And no second sidecar.
 	_, err = p.Run(ctx, "second", lab.AppImage, lab.ContainerOptions{Annotations: sidecarAnnotations(), Args: []string{"/bin/sleep", "60"}})
-	wantMessage(t, err, "a pod has one sidecar", id(ctx, t, p.sidecar))
+	wantMessage(t, err, "a pod has one sidecar", p.sidecar.Name)
 	_, err = p.Run(ctx, "third", lab.AppImage, lab.ContainerOptions{Annotations: appAnnotations("sidegate/policy", "other"), Args: []string{"/bin/sleep", "60"}})
 	wantMessage(t, err, `under policy "mesh"`, `asks for "other"`, "sidegate/policy=mesh")
 	p.wantEnforced(p.app)
