@@ -303,12 +303,16 @@ SG_GLOBAL int sg_inside_of(const struct sg_inside_query *in)
 	return SG_INSIDE_ALLOW;
 }
 
-/* What mode audit keeps a record of. */
-SG_NOINLINE void sg_record(const struct sg_seen *what)
+/* Keeps a record, under mode audit, of what self did; what has the rest. */
+SG_NOINLINE void sg_record(const struct sg_container *self,
+			   struct sg_seen *what)
 {
-	struct sg_seen_count *n = bpf_map_lookup_elem(&seen, what);
 	struct sg_seen_count first = {};
+	struct sg_seen_count *n;
 
+	what->netns_cookie = self->netns_cookie;
+	what->cgroup_id = self->cgroup_id;
+	n = bpf_map_lookup_elem(&seen, what);
 	if (!n) {
 		first.count = 1;
 		first.last_ns = bpf_ktime_get_boot_ns();
@@ -332,10 +336,8 @@ SG_INLINE int sg_refuse(const struct sg_policy *policy,
 		return 0;
 	}
 	sg_count(self->cgroup_id, SG_COUNT_AUDIT);
-	what->netns_cookie = self->netns_cookie;
-	what->cgroup_id = self->cgroup_id;
 	what->reason = counter;
-	sg_record(what);
+	sg_record(self, what);
 	return 1;
 }
 

@@ -248,9 +248,7 @@ SG_INLINE int sg_do_connect(struct bpf_sock_addr *ctx, int v6)
 			s->flags |= SG_SOCK_SENT;
 			return SG_PROCEED;
 		}
-		what.netns_cookie = cookie;
-		what.cgroup_id = self->cgroup_id;
-		sg_record(&what);
+		sg_record(self, &what);
 	}
 	sg_count(self->cgroup_id, v.counter);
 	switch (v.action) {

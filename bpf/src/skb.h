@@ -192,7 +192,8 @@ SG_INLINE int sg_is_forged(struct __sk_buff *skb, const struct sg_packet *p,
 	return ruled && sk->protocol != p->proto;
 }
 
-SG_INLINE int sg_do_skb(struct __sk_buff *skb, int egress)
+/* sock_flags are of the socket that sends (enum sg_sock_flags). */
+SG_INLINE int sg_do_skb(struct __sk_buff *skb, int egress, __u32 sock_flags)
 {
 	struct sg_container *self = sg_self();
 	struct sg_policy *policy;
@@ -227,9 +228,8 @@ SG_INLINE int sg_do_skb(struct __sk_buff *skb, int egress)
 			v = sg_is(SG_DENY, SG_DROP_RAW);
 			goto judged;
 		}
-		f = sg_flow_out(
-			policy, self->netns_cookie, &end, &p, lo,
-			sg_sock_has(skb, SG_SOCK_CALLED) ? SG_SOCK_CALLED : 0);
+		f = sg_flow_out(policy, self->netns_cookie, &end, &p, lo,
+				sock_flags);
 		v = sg_verdict_packet_out(self->role, &f, policy);
 	} else {
 		f = sg_flow_in(skb, policy, self, &end, &p, lo, &what.peer);
@@ -255,38 +255,37 @@ judged:
 								 : SG_REJECT;
 	/* connect and sendmsg have recorded what goes out. */
 	if (!egress && (sg_is_syn(&p) || p.proto == SG_IPPROTO_UDP)) {
-		what.netns_cookie = self->netns_cookie;
-		what.cgroup_id = self->cgroup_id;
-		sg_record(&what);
+		sg_record(self, &what);
 	}
 	return SG_PROCEED;
 }
 
 /*
  * A redirected connection of which map origdst could not take a record must
- * not reach the sidecar, which would take it for its own.
+ * not reach the sidecar, which would take it for its own. Only TCP has the
+ * flag: connect, of others, redirects DNS alone.
  */
-SG_INLINE int sg_lost_origdst(struct __sk_buff *skb)
+SG_INLINE int sg_lost_origdst(__u32 sock_flags)
 {
-	struct sg_sock *s = sg_sock_of_skb(skb);
-
-	/* Only TCP has the flag: connect, of others, redirects DNS alone. */
-	return s && (s->flags & (SG_SOCK_REDIRECTED | SG_SOCK_ORIGDST)) ==
-			    SG_SOCK_REDIRECTED;
+	return (sock_flags & (SG_SOCK_REDIRECTED | SG_SOCK_ORIGDST)) ==
+	       SG_SOCK_REDIRECTED;
 }
 
 SEC("cgroup_skb/egress")
 int sg_egress(struct __sk_buff *skb)
 {
-	if (sg_lost_origdst(skb))
+	struct sg_sock *s = sg_sock_of_skb(skb);
+	__u32 flags = s ? s->flags : 0;
+
+	if (sg_lost_origdst(flags))
 		return SG_REJECT;
-	return sg_do_skb(skb, 1);
+	return sg_do_skb(skb, 1, flags);
 }
 
 SEC("cgroup_skb/ingress")
 int sg_ingress(struct __sk_buff *skb)
 {
-	return sg_do_skb(skb, 0);
+	return sg_do_skb(skb, 0, 0);
 }
 
 #endif

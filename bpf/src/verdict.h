@@ -125,6 +125,22 @@ SG_INLINE int sg_is_reserved(const struct sg_policy *policy, __u16 port)
 	return hit;
 }
 
+/* Whether the role may have traffic at all. */
+SG_INLINE struct sg_verdict sg_verdict_role(__u32 role)
+{
+	switch (role) {
+	case SG_ROLE_APP:
+	case SG_ROLE_SIDECAR:
+	case SG_ROLE_EXEMPT:
+		break;
+	case SG_ROLE_DENIED:
+		return sg_is(SG_DENY, SG_DROP_INIT);
+	default:
+		return sg_is(SG_DENY, SG_DROP_UNREGISTERED);
+	}
+	return sg_is(SG_ALLOW, 0);
+}
+
 /* socket(2) of a container that has rules: what they are about. */
 SG_INLINE struct sg_verdict sg_verdict_socket_ruled(__u32 flags, __u32 type,
 						    __u32 proto)
@@ -156,16 +172,10 @@ SG_INLINE struct sg_verdict sg_verdict_socket(__u32 role, __u32 flags,
 					      __u32 proto,
 					      const struct sg_policy *policy)
 {
-	switch (role) {
-	case SG_ROLE_APP:
-	case SG_ROLE_SIDECAR:
-	case SG_ROLE_EXEMPT:
-		break;
-	case SG_ROLE_DENIED:
-		return sg_is(SG_DENY, SG_DROP_INIT);
-	default:
-		return sg_is(SG_DENY, SG_DROP_UNREGISTERED);
-	}
+	struct sg_verdict v = sg_verdict_role(role);
+
+	if (v.action == SG_DENY)
+		return v;
 	if ((flags & SG_SUBJECT_PROCESSES) && !process_ok)
 		return sg_is(SG_DENY, SG_DROP_PROCESS);
 	if (flags & SG_SUBJECT_RULED)
@@ -204,17 +214,10 @@ SG_INLINE struct sg_verdict sg_verdict_connect(__u32 role,
 					       const struct sg_policy *policy)
 {
 	int direct = f->ruled || (policy->flags & SG_POLICY_NON_TCP);
+	struct sg_verdict v = sg_verdict_role(role);
 
-	switch (role) {
-	case SG_ROLE_APP:
-	case SG_ROLE_SIDECAR:
-	case SG_ROLE_EXEMPT:
-		break;
-	case SG_ROLE_DENIED:
-		return sg_is(SG_DENY, SG_DROP_INIT);
-	default:
-		return sg_is(SG_DENY, SG_DROP_UNREGISTERED);
-	}
+	if (v.action == SG_DENY)
+		return v;
 	if (f->local)
 		return sg_verdict_inside(f->inside, SG_COUNT_LOCAL);
 	if (f->ruled && !f->permitted)
@@ -262,14 +265,22 @@ SG_INLINE int sg_non_tcp(__u8 proto)
 }
 
 /*
- * A packet that goes to or comes from outside, by what let its connection or
- * datagram through; drop is the counter of what nothing did.
+ * A packet of a container's socket, by what let its connection or datagram
+ * through. drop counts what nothing did, drop_policy what no rule did. What
+ * stays in the pod is judged where it arrives, and on its way out if it has no
+ * such place.
  */
-SG_INLINE struct sg_verdict sg_verdict_outside(__u32 role,
-					       const struct sg_flow *f,
-					       const struct sg_policy *policy,
-					       __u32 drop, __u32 drop_policy)
+SG_INLINE struct sg_verdict sg_verdict_packet(__u32 role,
+					      const struct sg_flow *f,
+					      const struct sg_policy *policy,
+					      __u32 drop, __u32 drop_policy)
 {
+	struct sg_verdict v = sg_verdict_role(role);
+
+	if (v.action == SG_DENY)
+		return v;
+	if (f->local)
+		return sg_verdict_inside(f->inside, 0);
 	if (f->ruled && !f->permitted)
 		return sg_is(SG_DENY,
 			     f->fragment ? SG_DROP_FRAGMENT : drop_policy);
@@ -286,27 +297,14 @@ SG_INLINE struct sg_verdict sg_verdict_outside(__u32 role,
 
 /*
  * A packet that a socket of the container sends. Second line behind connect
- * and sendmsg, and the only one for whatever does not pass them. What stays in
- * the pod is judged where it arrives, and here of what has no such place.
+ * and sendmsg, and the only one for whatever does not pass them.
  */
 SG_INLINE struct sg_verdict
 sg_verdict_packet_out(__u32 role, const struct sg_flow *f,
 		      const struct sg_policy *policy)
 {
-	switch (role) {
-	case SG_ROLE_APP:
-	case SG_ROLE_SIDECAR:
-	case SG_ROLE_EXEMPT:
-		break;
-	case SG_ROLE_DENIED:
-		return sg_is(SG_DENY, SG_DROP_INIT);
-	default:
-		return sg_is(SG_DENY, SG_DROP_UNREGISTERED);
-	}
-	if (f->local)
-		return sg_verdict_inside(f->inside, 0);
-	return sg_verdict_outside(role, f, policy, SG_DROP_EGRESS,
-				  SG_DROP_POLICY_EGRESS);
+	return sg_verdict_packet(role, f, policy, SG_DROP_EGRESS,
+				 SG_DROP_POLICY_EGRESS);
 }
 
 /* A packet that a socket of the container is about to receive. */
@@ -314,20 +312,8 @@ SG_INLINE struct sg_verdict sg_verdict_packet_in(__u32 role,
 						 const struct sg_flow *f,
 						 const struct sg_policy *policy)
 {
-	switch (role) {
-	case SG_ROLE_APP:
-	case SG_ROLE_SIDECAR:
-	case SG_ROLE_EXEMPT:
-		break;
-	case SG_ROLE_DENIED:
-		return sg_is(SG_DENY, SG_DROP_INIT);
-	default:
-		return sg_is(SG_DENY, SG_DROP_UNREGISTERED);
-	}
-	if (f->local)
-		return sg_verdict_inside(f->inside, 0);
-	return sg_verdict_outside(role, f, policy, SG_DROP_INGRESS,
-				  SG_DROP_POLICY_INGRESS);
+	return sg_verdict_packet(role, f, policy, SG_DROP_INGRESS,
+				 SG_DROP_POLICY_INGRESS);
 }
 
 /* Where the lookup of a listening socket is steered. */
