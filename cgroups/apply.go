@@ -24,6 +24,9 @@ type member struct {
 
 func (m *member) String() string { return infoName(m.info) }
 
+// root is its root directory, as this process can reach it.
+func (m *member) root() string { return rootOf(int(m.info.Pid)) }
+
 // members returns the living containers of the pods whose policy is in slot.
 func (s *Store) members(slot uint32) ([]member, error) {
 	var list []member
@@ -67,7 +70,7 @@ func (s *Store) replacePolicy(have, next *applied, c *policy.Compiled) error {
 	if err != nil {
 		return errors.Join(err, s.deleteRevision(&next.info))
 	}
-	undo, err := s.prepare(list, next, c)
+	undo, err := s.prepare(list, have, next, c)
 	if err == nil {
 		err = s.setSlot(next)
 	}
@@ -77,13 +80,17 @@ func (s *Store) replacePolicy(have, next *applied, c *policy.Compiled) error {
 	// From here on next holds. What fails now leaves too much, not too little.
 	errs := []error{s.setInitRoles(list, policy.InitMode(next.info.Init)), gracePeriod(), s.deleteRevision(&have.info)}
 	for i := range list {
-		errs = append(errs, s.trim(&list[i], next, c))
+		errs = append(errs, s.trim(&list[i], next))
+		if have.entry.Flags&bpf.PolicyFiles != 0 {
+			errs = append(errs, s.trimExecutables(list[i].entry, c, list[i].root()))
+		}
 	}
-	return errors.Join(append(errs, s.closeDenied(have.slot))...)
+	return errors.Join(append(errs, s.closeDenied(next, list))...)
 }
 
-// prepare gives each container what it needs under pol. undo takes it away.
-func (s *Store) prepare(list []member, pol *applied, c *policy.Compiled) (undo func() error, err error) {
+// prepare gives each container what it needs under pol and had not under have.
+// undo takes it away.
+func (s *Store) prepare(list []member, have, pol *applied, c *policy.Compiled) (undo func() error, err error) {
 	var pins []string
 	undo = func() error {
 		var errs []error
@@ -104,10 +111,12 @@ func (s *Store) prepare(list []member, pol *applied, c *policy.Compiled) (undo f
 		if err != nil {
 			return undo, fmt.Errorf("container %s: %w", m, err)
 		}
-		root := fmt.Sprintf("/proc/%d/root", m.info.Pid)
-		if err := s.putExecutables(m.entry, c, root); err != nil {
+		if err := s.putExecutables(m.entry, c, m.root()); err != nil {
 			return undo, fmt.Errorf("container %s: %w", m, err)
 		}
+	}
+	if have.entry.Nreserved == pol.entry.Nreserved && have.entry.Reserved == pol.entry.Reserved {
+		return undo, nil
 	}
 	return undo, s.reserveAgain(list, pol.entry)
 }
@@ -145,9 +154,9 @@ func (s *Store) addHooks(m *member, pol *applied) (pins []string, err error) {
 	return pins, nil
 }
 
-// trim takes away what the container had for another policy.
-func (s *Store) trim(m *member, pol *applied, c *policy.Compiled) error {
-	role, err := bpfRole(policy.Role(m.info.Role), c.Init)
+// trim detaches what the container had for another policy.
+func (s *Store) trim(m *member, pol *applied) error {
+	role, err := bpfRole(policy.Role(m.info.Role), policy.InitMode(pol.info.Init))
 	if err != nil {
 		return err
 	}
@@ -168,7 +177,7 @@ func (s *Store) trim(m *member, pol *applied, c *policy.Compiled) error {
 			return err
 		}
 	}
-	return s.trimExecutables(m.entry, c, fmt.Sprintf("/proc/%d/root", m.info.Pid))
+	return nil
 }
 
 // setInitRoles follows a change of how init containers are treated.

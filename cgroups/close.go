@@ -18,19 +18,14 @@ import (
 	"sidegate/policy"
 )
 
-// closeDenied closes the connections that the policy in slot does not allow any
-// more, in all pods that are under it: their packets may not be looked at again,
-// inside a pod only the first one is.
-func (s *Store) closeDenied(slot uint32) error {
-	pol, err := s.policyAt(slot)
-	if err != nil || pol.entry.Flags&bpf.PolicyAudit != 0 {
-		return err
+// closeDenied closes the connections that pol does not allow any more, of the
+// containers that are under it: their packets may not be looked at again, inside
+// a pod only the first one is.
+func (s *Store) closeDenied(pol *applied, list []member) error {
+	if pol.entry.Flags&bpf.PolicyAudit != 0 {
+		return nil
 	}
-	list, err := s.members(slot)
-	if err != nil {
-		return err
-	}
-	denied, err := s.denied(&pol, list)
+	denied, err := s.denied(pol, list)
 	if err != nil || len(denied) == 0 {
 		return err
 	}
@@ -42,7 +37,7 @@ func (s *Store) closeDenied(slot uint32) error {
 		return err
 	}
 	// The kernel says ENOENT of a socket that is gone, and where it cannot look.
-	if denied, err = s.denied(&pol, list); err != nil {
+	if denied, err = s.denied(pol, list); err != nil {
 		return err
 	}
 	for cookie, socks := range denied {
@@ -63,14 +58,19 @@ func isClosing(r *bpf.SockRow) bool {
 	return r.State != established && r.State != synSent && r.State != closeWait
 }
 
-// denied returns the connections that pol does not allow, by pod.
-func (s *Store) denied(pol *applied, list []member) (map[uint64][]*bpf.SockRow, error) {
+// sockets lists all sockets that have a record, of all pods.
+func (s *Store) sockets() ([]bpf.SockRow, error) {
 	m, err := ebpf.LoadPinnedMap(filepath.Join(s.dir, "maps", "socks"), nil)
 	if err != nil {
 		return nil, fmt.Errorf("open map socks: %w", err)
 	}
 	defer m.Close()
-	rows, err := bpf.ListSocks(m)
+	return bpf.ListSocks(m)
+}
+
+// denied returns the connections that pol does not allow, by pod.
+func (s *Store) denied(pol *applied, list []member) (map[uint64][]*bpf.SockRow, error) {
+	rows, err := s.sockets()
 	if err != nil {
 		return nil, err
 	}
@@ -115,8 +115,7 @@ func addrPort(b [16]uint8, port uint16) netip.AddrPort {
 }
 
 // denies tells whether r is a connection that could not be opened any more. One
-// inside the pod is judged at the end that opened it.
-// A socket without a port of its own is closed, and not gone yet.
+// inside the pod is judged at the end that opened it. A socket without a port of its own is closed, and not gone yet.
 func (j *judge) denies(r *bpf.SockRow) bool {
 	const tcpClose, tcpListen = 7, 10 // BPF_TCP_*
 	owner := j.members[r.Sock.CgroupId]

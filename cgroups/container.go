@@ -72,13 +72,18 @@ func (s *Store) Attach(ns *Netns, c *Container) (att Attached, err error) {
 	if err != nil {
 		return att, err
 	}
+	defer func() {
+		if err != nil { // it may have come for this container alone
+			err = errors.Join(err, s.dropUnusedPolicies())
+		}
+	}()
 	role, err := bpfRole(c.Role, policy.InitMode(pol.info.Init))
 	if err == nil && c.Name == "" && pol.entry.Flags&bpf.PolicyNames != 0 {
 		err = fmt.Errorf("policy %s has rules for containers by name, and its runtime does not tell its name: write rules for roles",
 			bpf.CString(pol.info.Name[:]))
 	}
 	if err != nil {
-		return att, errors.Join(fmt.Errorf("container %s: %w", c, err), s.dropUnusedPolicies())
+		return att, fmt.Errorf("container %s: %w", c, err)
 	}
 	dir := s.path("containers", cg.ID)
 	entry := bpf.Container{
@@ -89,14 +94,14 @@ func (s *Store) Attach(ns *Netns, c *Container) (att Attached, err error) {
 	}
 	undoPod, err := s.makePod(c, role, ns, pol)
 	if err != nil {
-		return att, errors.Join(err, s.dropUnusedPolicies())
+		return att, err
 	}
 	err = s.transaction(dir, func(tmp string) error {
 		if err := s.putContainer(c, ns, entry, pol); err != nil {
 			return err
 		}
 		if c.Policy != nil {
-			if err := s.putExecutables(entry, c.Policy, fmt.Sprintf("/proc/%d/root%s", c.PID, c.Rootfs)); err != nil {
+			if err := s.putExecutables(entry, c.Policy, rootOf(c.PID)+c.Rootfs); err != nil {
 				return err
 			}
 		}
@@ -115,7 +120,7 @@ func (s *Store) Attach(ns *Netns, c *Container) (att Attached, err error) {
 	})
 	if err != nil {
 		return att, errors.Join(fmt.Errorf("attach container %s: %w", c, explain(err)),
-			s.deleteContainer(cg.ID), undoPod(), s.dropUnusedPolicies())
+			s.deleteContainer(cg.ID), undoPod())
 	}
 	return att, nil
 }
@@ -420,7 +425,7 @@ const waitInterval = 10 * time.Millisecond
 // port. It holds no lock, so that the sidecar can be attached meanwhile.
 func WaitSidecar(ctx context.Context, state string, cookie uint64) error {
 	m, err := bpf.OpenMaps(func(name string) (*ebpf.Map, error) {
-		return ebpf.LoadPinnedMap(filepath.Join(state, fmt.Sprintf("v%d", bpf.ABI), "maps", name), nil)
+		return ebpf.LoadPinnedMap(filepath.Join(VersionDir(state), "maps", name), nil)
 	})
 	if err != nil {
 		return fmt.Errorf("open maps: %w", err)

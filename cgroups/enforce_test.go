@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sidegate/bpf"
+	"sidegate/cgroups"
 	"sidegate/cgroups/internal/agent"
 	"sidegate/policy"
 )
@@ -122,7 +123,7 @@ func TestOnlyTheSidecarBindsItsPorts(t *testing.T) {
 // of map origdst has further ones refused, and others go on.
 func TestPodHasAShareOfPendingConnections(t *testing.T) {
 	m := newMeshPod(t, policy.Default())
-	pending, err := ebpf.LoadPinnedMap(filepath.Join(m.state, abiDir, "maps", "pending"), nil)
+	pending, err := ebpf.LoadPinnedMap(filepath.Join(cgroups.VersionDir(m.state), "maps", "pending"), nil)
 	must(t, err)
 	defer pending.Close()
 	count := func() (n uint64) {

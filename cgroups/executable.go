@@ -18,6 +18,9 @@ import (
 	"sidegate/policy"
 )
 
+// rootOf is the root directory of process pid.
+func rootOf(pid int) string { return fmt.Sprintf("/proc/%d/root", pid) }
+
 // putExecutables records which executables of the container may have sockets:
 // those that its subjects list and that are below root, the container's root
 // directory as this process can reach it.

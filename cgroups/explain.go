@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -33,30 +32,32 @@ type PolicyStatus struct {
 
 // ListPolicies returns the policies that pods are under, by name.
 func ListPolicies(state string) (list []PolicyStatus, err error) {
-	s, err := OpenExisting(state)
-	if errors.Is(err, ErrNotLoaded) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, s.Close()) }()
-	all, err := s.appliedPolicies()
-	if err != nil {
-		return nil, err
-	}
-	for i := range all {
-		st, err := s.policyStatus(&all[i])
+	err = ifLoaded(state, func(s *Store) error {
+		all, err := s.appliedPolicies()
 		if err != nil {
-			return nil, err
+			return err
 		}
-		list = append(list, st)
+		pods, err := s.podsByPolicy()
+		if err != nil {
+			return err
+		}
+		for i := range all {
+			st, err := s.policyStatus(&all[i], pods[all[i].slot])
+			if err != nil {
+				return err
+			}
+			list = append(list, st)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
 	}
 	slices.SortFunc(list, func(a, b PolicyStatus) int { return strings.Compare(a.Name, b.Name) })
 	return list, nil
 }
 
-func (s *Store) policyStatus(a *applied) (PolicyStatus, error) {
+func (s *Store) policyStatus(a *applied, cookies []uint64) (PolicyStatus, error) {
 	st := PolicyStatus{
 		Name:        bpf.CString(a.info.Name[:]),
 		Source:      bpf.CString(a.info.Source[:]),
@@ -67,10 +68,6 @@ func (s *Store) policyStatus(a *applied) (PolicyStatus, error) {
 		Digest:      a.info.Digest,
 		Fingerprint: a.info.Fingerprint,
 		Pods:        []string{},
-	}
-	cookies, err := s.podsUnder(a.slot)
-	if err != nil {
-		return st, err
 	}
 	for _, c := range cookies {
 		var info bpf.PodInfo
@@ -317,12 +314,7 @@ func (s *Store) isLocal(cookie uint64, a netip.Addr) (bool, error) {
 // listenerAt returns the container whose socket takes what is sent to an address
 // of the pod, or nil. A socket of that very address goes before one of all.
 func (s *Store) listenerAt(all []member, cookie uint64, a netip.Addr, proto uint8, port uint16) (*member, error) {
-	m, err := ebpf.LoadPinnedMap(filepath.Join(s.dir, "maps", "socks"), nil)
-	if err != nil {
-		return nil, fmt.Errorf("open map socks: %w", err)
-	}
-	defer m.Close()
-	rows, err := bpf.ListSocks(m)
+	rows, err := s.sockets()
 	if err != nil {
 		return nil, err
 	}

@@ -17,7 +17,6 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
-	"sidegate/bpf"
 	"sidegate/cgroups"
 	"sidegate/cgroups/internal/agent"
 	"sidegate/policy"
@@ -37,9 +36,6 @@ func needRoot(t testing.TB) {
 }
 
 var serial atomic.Int64
-
-// abiDir is where below its directory the state is.
-var abiDir = fmt.Sprintf("v%d", bpf.ABI)
 
 // world is an outside and a pod, linked by a veth pair, with a state and a
 // cgroup of their own:

@@ -44,14 +44,17 @@ type applied struct {
 
 // appliedPolicy returns the policy of this name, or nil.
 func (s *Store) appliedPolicy(name string) (*applied, error) {
-	all, err := s.appliedPolicies()
-	if err != nil {
-		return nil, err
-	}
-	for i := range all {
-		if bpf.CString(all[i].info.Name[:]) == name {
-			return &all[i], nil
+	var slot uint32
+	var info bpf.PolicyInfo
+	it := s.maps.PolicyInfo.Iterate()
+	for it.Next(&slot, &info) {
+		if bpf.CString(info.Name[:]) == name {
+			a, err := s.policyAt(slot)
+			return &a, err
 		}
+	}
+	if err := it.Err(); err != nil {
+		return nil, fmt.Errorf("list policies: %w", err)
 	}
 	return nil, nil
 }
@@ -148,42 +151,37 @@ func (s *Store) Apply(c *policy.Compiled, src Source) (pods int, err error) {
 	if err != nil || have == nil {
 		return 0, err
 	}
-	cookies, err := s.podsUnder(have.slot)
+	under, err := s.podsByPolicy()
 	if err != nil {
 		return 0, err
 	}
 	_, err = s.usePolicy(c, src)
-	return len(cookies), err
+	return len(under[have.slot]), err
 }
 
 // ApplyPolicy applies to what is loaded at state, if anything is. It must run in
 // the node's network namespace, whose addresses are entity host.
 func ApplyPolicy(state string, c *policy.Compiled, src Source) (pods int, err error) {
-	s, err := OpenExisting(state)
-	if errors.Is(err, ErrNotLoaded) {
-		return 0, nil
-	}
-	if err != nil {
-		return 0, err
-	}
-	defer func() { err = errors.Join(err, s.Close()) }()
-	return s.Apply(c, src)
+	err = ifLoaded(state, func(s *Store) (err error) {
+		pods, err = s.Apply(c, src)
+		return err
+	})
+	return pods, err
 }
 
-// podsUnder returns the pods whose policy is in slot.
-func (s *Store) podsUnder(slot uint32) (under []uint64, err error) {
+// podsByPolicy returns the pods that are under each policy, by its slot.
+func (s *Store) podsByPolicy() (map[uint32][]uint64, error) {
 	cookies, err := keysOf[uint64](s.maps.Pods)
 	if err != nil {
 		return nil, err
 	}
+	under := make(map[uint32][]uint64)
 	for _, c := range cookies {
 		var p bpf.Pod
 		if err := s.maps.Pods.Lookup(c, &p); err != nil {
 			return nil, fmt.Errorf("look up pod %d: %w", c, err)
 		}
-		if p.Policy == slot {
-			under = append(under, c)
-		}
+		under[p.Policy] = append(under[p.Policy], c)
 	}
 	return under, nil
 }
@@ -245,7 +243,7 @@ func (s *Store) putRevision(c *policy.Compiled, sum uint64, src Source) (_ *appl
 		return nil, fmt.Errorf("read last revision: %w", err)
 	}
 	rev := last + 1
-	// First of all: what a process leaves that is killed is found by number.
+	// First of all: nobody goes on with what a process leaves that is killed.
 	if err := s.storeSlot(lastRevision, rev); err != nil {
 		return nil, err
 	}
@@ -483,19 +481,18 @@ func (s *Store) dropPolicy(slot uint32) error {
 	return nil
 }
 
-// dropUnusedPolicies forgets those that no pod is under, and revisions that a
-// killed process left.
+// dropUnusedPolicies forgets those that no pod is under.
 func (s *Store) dropUnusedPolicies() error {
 	slots, err := keysOf[uint32](s.maps.PolicyInfo)
 	if err != nil {
 		return err
 	}
+	under, err := s.podsByPolicy()
+	if err != nil {
+		return err
+	}
 	for _, slot := range slots {
-		under, err := s.podsUnder(slot)
-		if err != nil {
-			return err
-		}
-		if len(under) > 0 {
+		if len(under[slot]) > 0 {
 			continue
 		}
 		if err := s.dropPolicy(slot); err != nil {

@@ -34,32 +34,30 @@ type Seen struct {
 
 // ReadSeen lists what mode audit has recorded, the most frequent first.
 func ReadSeen(state string) (list []Seen, err error) {
-	s, err := OpenExisting(state)
-	if errors.Is(err, ErrNotLoaded) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, s.Close()) }()
-	keys, err := keysOf[bpf.Seen](s.maps.Seen)
-	if err != nil {
-		return nil, err
-	}
-	for _, k := range keys {
-		var n bpf.SeenCount
-		if err := s.maps.Seen.Lookup(k, &n); err != nil {
-			continue // the kernel made room for another one
-		}
-		row, err := s.seen(k)
-		if errors.Is(err, ebpf.ErrKeyNotExist) {
-			continue // recorded after its container was forgotten
-		}
+	err = ifLoaded(state, func(s *Store) error {
+		keys, err := keysOf[bpf.Seen](s.maps.Seen)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		row.Count = n.Count
-		list = append(list, row)
+		for _, k := range keys {
+			var n bpf.SeenCount
+			if err := s.maps.Seen.Lookup(k, &n); err != nil {
+				continue // the kernel made room for another one
+			}
+			row, err := s.seen(k)
+			if errors.Is(err, ebpf.ErrKeyNotExist) {
+				continue // recorded after its container was forgotten
+			}
+			if err != nil {
+				return err
+			}
+			row.Count = n.Count
+			list = append(list, row)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
 	}
 	slices.SortFunc(list, func(a, b Seen) int {
 		return cmp.Or(cmp.Compare(b.Count, a.Count), cmp.Compare(a.Container, b.Container), cmp.Compare(a.Port, b.Port))

@@ -70,22 +70,17 @@ type ContainerStatus struct {
 // loaded is no error.
 func ReadStatus(state string) (st Status, err error) {
 	st = Status{ABI: bpf.ABI, State: state}
-	s, err := OpenExisting(state)
-	if errors.Is(err, ErrNotLoaded) {
-		return st, nil
-	}
-	if err != nil {
-		return st, err
-	}
-	defer func() { err = errors.Join(err, s.Close()) }()
-	if _, err := s.Collect(); err != nil {
-		return st, err
-	}
-	st.Loaded = true
-	if st.Guard, err = names(filepath.Join(s.dir, "guard")); err != nil {
-		return st, err
-	}
-	st.Pods, err = s.podStatus()
+	err = ifLoaded(state, func(s *Store) (err error) {
+		if _, err := s.Collect(); err != nil {
+			return err
+		}
+		st.Loaded = true
+		if st.Guard, err = names(filepath.Join(s.dir, "guard")); err != nil {
+			return err
+		}
+		st.Pods, err = s.podStatus()
+		return err
+	})
 	return st, err
 }
 

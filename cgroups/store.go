@@ -30,6 +30,10 @@ const StateEnv = "SIDEGATE_STATE_DIR"
 // StateDir returns the state directory that the environment asks for.
 func StateDir() string { return cmp.Or(os.Getenv(StateEnv), DefaultState) }
 
+// VersionDir returns where below the state directory this version has its pins:
+// maps, progs, guard, slots, pods and containers.
+func VersionDir(state string) string { return filepath.Join(state, fmt.Sprintf("v%d", bpf.ABI)) }
+
 var (
 	// ErrNotLoaded says that nothing of Sidegate is in the kernel.
 	ErrNotLoaded = errors.New("sidegate is not loaded")
@@ -79,6 +83,19 @@ func OpenExisting(state string) (*Store, error) {
 	return s.openMaps()
 }
 
+// ifLoaded runs f on the state, locked, if something is loaded there.
+func ifLoaded(state string, f func(*Store) error) (err error) {
+	s, err := OpenExisting(state)
+	if errors.Is(err, ErrNotLoaded) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.Close()) }()
+	return f(s)
+}
+
 func (s *Store) openMaps() (*Store, error) {
 	if s.maps != nil { // just made
 		return s, nil
@@ -114,7 +131,7 @@ func lockState(state string, create bool) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open state: %w", err)
 	}
-	s := &Store{dir: filepath.Join(state, fmt.Sprintf("v%d", bpf.ABI)), lock: f}
+	s := &Store{dir: VersionDir(state), lock: f}
 	if err := flock(f); err != nil {
 		return nil, errors.Join(fmt.Errorf("lock state %s: %w", state, err), s.Close())
 	}

@@ -54,7 +54,7 @@ func TestAttachIsAllOrNothing(t *testing.T) {
 	must(t, s.Close())
 	// Whichever hook cannot be attached, nothing stays.
 	for _, h := range bpf.ContainerHooks(bpf.RoleApp, bpf.Policy{}) {
-		pin := filepath.Join(w.state, abiDir, "progs", h.Program)
+		pin := filepath.Join(cgroups.VersionDir(w.state), "progs", h.Program)
 		prog, err := ebpf.LoadPinnedProgram(pin, nil)
 		must(t, err)
 		must(t, prog.Unpin())
@@ -67,7 +67,7 @@ func TestAttachIsAllOrNothing(t *testing.T) {
 		if st := w.status(); len(st.Pods) != 0 {
 			t.Errorf("a pod stays without %s: %+v", h.Program, st.Pods)
 		}
-		if left := pinsBelow(t, filepath.Join(w.state, abiDir, "containers")) + pinsBelow(t, filepath.Join(w.state, abiDir, "pods")); left != 0 {
+		if left := pinsBelow(t, filepath.Join(cgroups.VersionDir(w.state), "containers")) + pinsBelow(t, filepath.Join(cgroups.VersionDir(w.state), "pods")); left != 0 {
 			t.Errorf("%d pins stay without %s", left, h.Program)
 		}
 		must(t, prog.Pin(pin))
@@ -128,7 +128,7 @@ func TestDetachLeavesNothing(t *testing.T) {
 		"pods", "containers", "pod_addrs", "pod_info", "pod_counters", "pending", "container_info", "counters",
 		"policies", "policy_info", "prefixes", "rules", "rule_info", "subjects",
 	} {
-		mp, err := ebpf.LoadPinnedMap(filepath.Join(m.state, abiDir, "maps", name), nil)
+		mp, err := ebpf.LoadPinnedMap(filepath.Join(cgroups.VersionDir(m.state), "maps", name), nil)
 		must(t, err)
 		if _, err := mp.NextKeyBytes(nil); err != nil {
 			t.Error(err)
@@ -188,7 +188,7 @@ func TestOtherABIIsRefused(t *testing.T) {
 
 func TestUnfinishedWorkIsSwept(t *testing.T) {
 	m := newMeshPod(t, policy.Default())
-	tmp := filepath.Join(m.state, abiDir, "containers", "tmp-1")
+	tmp := filepath.Join(cgroups.VersionDir(m.state), "containers", "tmp-1")
 	must(t, os.Mkdir(tmp, 0o700))
 	must(t, os.Mkdir(filepath.Join(m.state, "tmp-1"), 0o700))
 	m.status()

@@ -175,17 +175,17 @@ func attach(e env, st *specs.State, req policy.Request, name string) (att cgroup
 // while its directory is as it was; nor if the directory has a fault now, so that
 // a slip of the pen stops no pod that ran before. s is nil if nothing is loaded.
 func choosePolicy(e env, s *cgroups.Store, ns *cgroups.Netns, req policy.Request, c *cgroups.Container) error {
-	wanted, err := req.Policy, error(nil)
+	mark, err := policy.Fingerprint(e.policyDir)
+	if err != nil {
+		return err
+	}
+	wanted := req.Policy
 	if wanted == "" && s != nil {
 		if wanted, err = s.PolicyOf(ns); err != nil {
 			return err
 		}
 	}
 	wanted = cmp.Or(wanted, policy.DefaultName)
-	mark, err := policy.Fingerprint(e.policyDir)
-	if err != nil {
-		return err
-	}
 	known, same := false, false
 	if s != nil {
 		if known, same, err = s.Knows(wanted, mark); err != nil {

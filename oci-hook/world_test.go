@@ -19,9 +19,6 @@ import (
 	"sidegate/cgroups"
 )
 
-// abiDir is where below its directory the state is.
-const abiDir = "v2"
-
 // envInit makes the test binary be a container's process: it waits for the end
 // of its standard input.
 const envInit = "SIDEGATE_TEST_INIT"
@@ -116,7 +113,7 @@ func wantNothing(t *testing.T, state string, c *container) {
 		}
 	}
 	for _, sub := range []string{"containers", "pods"} {
-		entries, err := os.ReadDir(filepath.Join(state, abiDir, sub))
+		entries, err := os.ReadDir(filepath.Join(cgroups.VersionDir(state), sub))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
@@ -126,7 +123,7 @@ func wantNothing(t *testing.T, state string, c *container) {
 		}
 	}
 	for _, name := range []string{"pods", "pod_info", "pod_counters", "pod_addrs", "rules", "containers", "container_info", "counters"} {
-		m, err := ebpf.LoadPinnedMap(filepath.Join(state, abiDir, "maps", name), nil)
+		m, err := ebpf.LoadPinnedMap(filepath.Join(cgroups.VersionDir(state), "maps", name), nil)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}

@@ -26,10 +26,9 @@ import (
 	"sidegate/tests/lab"
 )
 
-const (
-	state  = cgroups.DefaultState
-	loaded = state + "/v2"
-)
+const state = cgroups.DefaultState
+
+var loaded = cgroups.VersionDir(state)
 
 // begin gives a test its context, and checks at its end that unload finds
 // nothing managed and that the kernel then has nothing of Sidegate.
