@@ -12,7 +12,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"text/tabwriter"
 
@@ -31,8 +30,8 @@ func newDoctor(e *env) *cobra.Command {
 			"Exit code 0: all that is required is there. 1: something must be set up. 3: this kernel lacks something.",
 		Args: noArgs,
 		RunE: func(*cobra.Command, []string) error {
-			if !slices.Contains(outputs, output) {
-				return usageError{fmt.Errorf("unknown output %q: write %s", output, strings.Join(outputs, " or "))}
+			if err := checkOutput(output); err != nil {
+				return err
 			}
 			checks := append(cgroups.ProbeKernel(), probeRuntimes()...)
 			checks = append(checks, probePolicies())
@@ -42,15 +41,13 @@ func newDoctor(e *env) *cobra.Command {
 			return cgroups.ProbeFailed(checks)
 		},
 	}
-	cmd.Flags().StringVarP(&output, "output", "o", "table", "table or json")
+	addOutput(cmd, &output)
 	return cmd
 }
 
 func printChecks(w io.Writer, output string, checks []cgroups.Check) error {
 	if output == "json" {
-		enc := json.NewEncoder(w)
-		enc.SetIndent("", "  ")
-		return enc.Encode(checks)
+		return printJSON(w, checks)
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "CHECK\tSTATE\tDETAIL")

@@ -3,9 +3,7 @@
 package main
 
 import (
-	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -14,7 +12,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -27,50 +24,45 @@ import (
 var errDenied = errors.New("it is denied")
 
 func newExplain(e *env) *cobra.Command {
-	var from, to, output string
+	var from, to, file, output string
 	var exitCode bool
 	cmd := &cobra.Command{
 		Use:   "explain --from POD/CONTAINER --to HOST:PORT[/PROTO]",
 		Short: "Say whether a connection is allowed, by which rule, or which one is missing",
 		Long: "Asks the tables in the kernel that decide. HOST is an address, a host name, or pod/container;\n" +
-			"--from may be an address too, for what comes from outside. PROTO is tcp, udp or sctp; for a ping write HOST/icmp.",
+			"--from may be an address too, for what comes from outside. PROTO is tcp, udp or sctp; for a ping\n" +
+			"write HOST/icmp, and HOST/icmp:3 for another type of ICMP message.\n\n" +
+			"With --policy a file is asked instead, and containers are role:NAME, or role:NAME,container:NAME.\n" +
+			"It does not know which addresses are the node's own: all are entity world.",
 		Args: noArgs,
 		RunE: func(*cobra.Command, []string) error {
 			if from == "" || to == "" {
 				return usageError{errors.New("explain needs --from and --to")}
 			}
-			if !slices.Contains(outputs, output) {
-				return usageError{fmt.Errorf("unknown output %q: write %s", output, strings.Join(outputs, " or "))}
+			if err := checkOutput(output); err != nil {
+				return err
 			}
-			host, port, proto, err := parseTo(to)
+			t, err := parseTo(to)
 			if err != nil {
 				return usageError{err}
 			}
-			list, err := explain(e.state, from, host, proto, port)
+			list, err := explain(e, file, from, t)
 			if err != nil {
 				return err
 			}
-			denied := false
-			for _, x := range list {
-				denied = denied || !x.Allow
-				if output == "json" {
-					err = json.NewEncoder(e.stdout).Encode(x)
-				} else {
-					err = printExplanation(e.stdout, x)
-				}
-				if err != nil {
-					return err
-				}
+			if err := printExplanations(e.stdout, output, list); err != nil {
+				return err
 			}
-			if denied && exitCode {
+			if exitCode && slices.ContainsFunc(list, func(x cgroups.Explanation) bool { return !x.Allow }) {
 				return errDenied
 			}
 			return nil
 		},
 	}
 	cmd.Flags().StringVar(&from, "from", "", "who calls: pod/container, or an address")
-	cmd.Flags().StringVar(&to, "to", "", "who is called: host:port[/tcp|udp|sctp], host/icmp or pod/container:port")
-	cmd.Flags().StringVarP(&output, "output", "o", "table", "table or json")
+	cmd.Flags().StringVar(&to, "to", "", "who is called: host:port[/tcp|udp|sctp], host/icmp[:type] or pod/container:port")
+	cmd.Flags().StringVar(&file, "policy", "", "ask this file instead of the kernel")
+	addOutput(cmd, &output)
 	cmd.Flags().BoolVar(&exitCode, "exit-code", false, "exit 1 if it is denied")
 	return cmd
 }
@@ -79,60 +71,134 @@ var protocols = map[string]uint8{
 	"tcp": unix.IPPROTO_TCP, "udp": unix.IPPROTO_UDP, "sctp": unix.IPPROTO_SCTP, "icmp": unix.IPPROTO_ICMP, "icmpv6": unix.IPPROTO_ICMPV6,
 }
 
+func isICMP(proto uint8) bool { return proto == unix.IPPROTO_ICMP || proto == unix.IPPROTO_ICMPV6 }
+
 // Types of an echo request: RFC 792, RFC 4443.
 const (
 	echoRequest   = 8
 	echoRequestV6 = 128
 )
 
-// parseTo reads host:port[/proto], host/icmp.
-func parseTo(s string) (host string, port uint16, proto uint8, err error) {
-	rest, name := s, "tcp"
-	if i := strings.LastIndexByte(s, '/'); i >= 0 {
-		if _, known := protocols[s[i+1:]]; known {
-			rest, name = s[:i], s[i+1:]
-		}
-	}
-	proto = protocols[name]
-	switch name {
-	case "icmp":
-		return rest, echoRequest, proto, nil
-	case "icmpv6":
-		return rest, echoRequestV6, proto, nil
-	}
-	host, text, err := net.SplitHostPort(rest)
-	if err != nil {
-		return "", 0, 0, fmt.Errorf("--to %q is not host:port: write for example 192.0.2.1:443, [2001:db8::1]:443/udp or pod/container:8080", s)
-	}
-	n, err := strconv.ParseUint(text, 10, 16)
-	if err != nil || n == 0 {
-		return "", 0, 0, fmt.Errorf("--to %q has no port: write 1 to 65535", s)
-	}
-	return host, uint16(n), proto, nil
+// destination is what --to says.
+type destination struct {
+	host   string
+	proto  uint8
+	port   uint16
+	noType bool // ICMP: none was said, a ping is meant
 }
 
-// explain asks about each address that host has.
-func explain(state, from, host string, proto uint8, port uint16) ([]cgroups.Explanation, error) {
-	source := targetOf(from)
-	targets := []cgroups.Target{targetOf(host)}
-	if !strings.Contains(host, "/") && targets[0].Container != "" {
-		addrs, err := net.DefaultResolver.LookupNetIP(context.Background(), "ip", host)
-		if err == nil {
-			targets = nil
+// parseTo reads host:port[/proto] and host/icmp[:type].
+func parseTo(s string) (d destination, err error) {
+	rest, name := s, "tcp"
+	if i := strings.LastIndexByte(s, '/'); i >= 0 {
+		word, number, hasType := strings.Cut(s[i+1:], ":")
+		proto, known := protocols[word]
+		if known && isICMP(proto) {
+			d = destination{host: unbracketed(s[:i]), proto: proto, noType: !hasType}
+			return d, d.parseType(s, number)
 		}
-		for _, a := range addrs {
-			targets = append(targets, cgroups.Target{Addr: a.Unmap()})
+		if known && !hasType {
+			rest, name = s[:i], word
 		}
 	}
-	var list []cgroups.Explanation
-	for _, t := range targets {
-		x, err := cgroups.Explain(state, source, t, proto, port)
+	d.proto = protocols[name]
+	i := strings.LastIndexByte(rest, ':')
+	if i <= 0 || strings.HasSuffix(rest[:i], ":") || strings.Count(rest, ":") > 1 && !strings.HasPrefix(rest, "[") && !isEndpoint(rest) {
+		return d, fmt.Errorf("--to %q is not host:port: write for example 192.0.2.1:443, [2001:db8::1]:443/udp or pod/container:8080", s)
+	}
+	d.host = unbracketed(rest[:i])
+	n, err := strconv.ParseUint(rest[i+1:], 10, 16)
+	if err != nil || n == 0 {
+		return d, fmt.Errorf("--to %q has no port: write 1 to 65535", s)
+	}
+	d.port = uint16(n)
+	return d, nil
+}
+
+// unbracketed is an address without what sets it off from a port.
+func unbracketed(host string) string {
+	return strings.TrimSuffix(strings.TrimPrefix(host, "["), "]")
+}
+
+func (d *destination) parseType(s, number string) error {
+	if d.host == "" {
+		return fmt.Errorf("--to %q has no host: write for example 192.0.2.1/icmp", s)
+	}
+	d.port = echoRequest
+	if d.proto == unix.IPPROTO_ICMPV6 {
+		d.port = echoRequestV6
+	}
+	if d.noType {
+		return nil
+	}
+	n, err := strconv.ParseUint(number, 10, 8)
+	if err != nil {
+		return fmt.Errorf("--to %q has no type of ICMP messages: write 0 to 255", s)
+	}
+	d.port = uint16(n)
+	return nil
+}
+
+// of is the destination at one of its addresses: icmp is ICMPv6 for IPv6.
+func (d destination) of(a netip.Addr) destination {
+	if d.proto == unix.IPPROTO_ICMP && a.Is6() && !a.Is4In6() {
+		d.proto = unix.IPPROTO_ICMPV6
+		if d.noType {
+			d.port = echoRequestV6
+		}
+	}
+	return d
+}
+
+// explain asks about each address that the destination's host has: a policy of a
+// file, or the kernel if file is "".
+func explain(e *env, file, from string, to destination) ([]cgroups.Explanation, error) {
+	ask := func(from, host string, to destination) ([]cgroups.Explanation, error) {
+		x, err := cgroups.Explain(e.state, targetOf(from), targetOf(host), to.proto, to.port)
+		return []cgroups.Explanation{x}, err
+	}
+	if file != "" {
+		list, err := readFiles(e, []string{file})
 		if err != nil {
 			return nil, err
 		}
-		list = append(list, x)
+		ask = func(from, host string, to destination) ([]cgroups.Explanation, error) {
+			return explainFile(list, from, host, to)
+		}
+	}
+	addrs, resolveErr := resolve(to.host)
+	if len(addrs) == 0 {
+		list, err := ask(from, to.host, to)
+		if err != nil {
+			return nil, errors.Join(err, resolveErr)
+		}
+		return list, nil
+	}
+	var list []cgroups.Explanation
+	for _, a := range addrs {
+		some, err := ask(from, a.String(), to.of(a))
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, some...)
 	}
 	return list, nil
+}
+
+// resolve returns the addresses that host stands for. It has none if it is a
+// container.
+func resolve(host string) ([]netip.Addr, error) {
+	if a, err := netip.ParseAddr(host); err == nil {
+		return []netip.Addr{a}, nil
+	}
+	if strings.Contains(host, "/") || isEndpoint(host) {
+		return nil, nil
+	}
+	addrs, err := net.DefaultResolver.LookupNetIP(context.Background(), "ip", host)
+	for i, a := range addrs {
+		addrs[i] = a.Unmap()
+	}
+	return addrs, err
 }
 
 func targetOf(s string) cgroups.Target {
@@ -142,20 +208,99 @@ func targetOf(s string) cgroups.Target {
 	return cgroups.Target{Container: s}
 }
 
+// isEndpoint tells whether s names a container as a policy does.
+func isEndpoint(s string) bool {
+	return strings.HasPrefix(s, "role:") || strings.HasPrefix(s, "container:")
+}
+
+// parseEnd reads role:NAME, role:NAME,container:NAME or an address.
+func parseEnd(s string) (end policy.End, at policy.Endpoint, err error) {
+	if !isEndpoint(s) {
+		a, err := netip.ParseAddr(s)
+		switch {
+		case err != nil:
+			return end, at, fmt.Errorf("%q is neither an address nor a container that a file can know: write role:app, or role:app,container:web", s)
+		case a.Unmap().IsLoopback(), a.IsUnspecified():
+			return end, at, fmt.Errorf("%s is inside the pod, where a file cannot know who listens: write role:sidecar instead", a)
+		}
+		return policy.Outside(a), at, nil
+	}
+	for word := range strings.SplitSeq(s, ",") {
+		key, value, _ := strings.Cut(word, ":")
+		switch {
+		case key == "role" && at.Role == policy.RoleUnset:
+			if at.Role, err = policy.ParseRole(value); err != nil {
+				return end, at, err
+			}
+		case key == "container" && at.Name == "" && value != "":
+			at.Name = value
+		default:
+			return end, at, fmt.Errorf("%q is not one container: write role:app, or role:app,container:web", s)
+		}
+	}
+	return policy.Inside(at), at, nil
+}
+
+// explainFile asks each policy of a file what the kernel would do by it.
+func explainFile(list []source, from, host string, to destination) (all []cgroups.Explanation, err error) {
+	q := policy.Query{Proto: to.proto, Port: to.port}
+	var a, b policy.Endpoint
+	if q.From, a, err = parseEnd(from); err != nil {
+		return nil, usageError{fmt.Errorf("--from %w", err)}
+	}
+	if q.To, b, err = parseEnd(host); err != nil {
+		return nil, usageError{fmt.Errorf("--to %w", err)}
+	}
+	if a == (policy.Endpoint{}) && b == a {
+		return nil, usageError{errors.New("neither end is a container: write one as role:app")}
+	}
+	q.Same = a == b && a.Name != ""
+	for _, s := range list {
+		x := cgroups.Explanation{
+			Decision: policy.Decide(policy.NewTables(s.compiled, nil), q),
+			Policy:   s.compiled.Name, From: q.From.String(), To: q.To.String(),
+		}
+		for _, n := range []uint16{x.Rule, x.PeerRule} {
+			if n > 0 {
+				x.Rules = append(x.Rules, s.compiled.Rules[n-1])
+			}
+		}
+		all = append(all, x)
+	}
+	return all, nil
+}
+
+func printExplanations(w io.Writer, output string, list []cgroups.Explanation) error {
+	if output == "json" {
+		return printJSON(w, list)
+	}
+	for _, x := range list {
+		if err := printExplanation(w, x); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+var routeWords = map[policy.Route]string{
+	policy.RouteDirect: "direct", policy.RouteRedirect: "redirected to the sidecar's outbound port", policy.RouteDNS: "redirected to the sidecar's DNS port",
+	policy.RouteLocal: "inside the pod", policy.RouteSteered: "steered to the sidecar's inbound port, whose rules then apply",
+}
+
 func printExplanation(w io.Writer, x cgroups.Explanation) error {
 	verdict := "DENY"
 	switch {
 	case x.Audit:
-		verdict = "ALLOW (mode audit: would be denied)"
+		verdict = "ALLOW (audit: would be denied)"
 	case x.Allow:
 		verdict = "ALLOW"
 	}
-	fmt.Fprintf(w, "%s  %s -> %s  (pod %s, policy %s, revision %d)\n", verdict, x.From, x.To, short(x.Pod), x.Policy, x.Revision)
-	routes := map[policy.Route]string{
-		policy.RouteDirect: "direct", policy.RouteRedirect: "redirected to the sidecar's outbound port", policy.RouteDNS: "redirected to the sidecar's DNS port",
-		policy.RouteLocal: "inside the pod", policy.RouteSteered: "steered to the sidecar's inbound port, whose rules then apply",
+	where := "policy " + x.Policy
+	if x.Pod != "" {
+		where = fmt.Sprintf("pod %s, policy %s, revision %d", short(x.Pod), x.Policy, x.Revision)
 	}
-	if text := routes[x.Route]; text != "" {
+	fmt.Fprintf(w, "%s  %s -> %s  (%s)\n", verdict, x.From, x.To, where)
+	if text := routeWords[x.Route]; text != "" {
 		fmt.Fprintf(w, "  way: %s\n", text)
 	}
 	if x.Nobody {
@@ -171,62 +316,4 @@ func printExplanation(w io.Writer, x cgroups.Explanation) error {
 		fmt.Fprintf(w, "  below spec.rules, this would allow it:\n    %s\n", strings.ReplaceAll(strings.TrimSpace(x.Missing), "\n", "\n    "))
 	}
 	return nil
-}
-
-func newAudit(e *env) *cobra.Command {
-	var pod, output string
-	cmd := &cobra.Command{
-		Use:   "audit",
-		Short: "Show what mode audit has seen, and what would have been denied",
-		Args:  noArgs,
-		RunE: func(*cobra.Command, []string) error {
-			if !slices.Contains(outputs, output) {
-				return usageError{fmt.Errorf("unknown output %q: write %s", output, strings.Join(outputs, " or "))}
-			}
-			list, err := seenOf(e.state, pod)
-			if err != nil {
-				return err
-			}
-			if output == "json" {
-				enc := json.NewEncoder(e.stdout)
-				enc.SetIndent("", "  ")
-				return enc.Encode(list)
-			}
-			t := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
-			fmt.Fprintln(t, "POD\tCONTAINER\tROLE\tDIRECTION\tPEER\tPROTOCOL\tPORT\tCOUNT\tWOULD BE DENIED")
-			for _, s := range list {
-				fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\n", short(s.Pod), short(s.Container), s.Role, s.Dir,
-					peerOf(s), protocolName(s.Proto), s.Port, s.Count, cmp.Or(s.Reason, "-"))
-			}
-			return t.Flush()
-		},
-	}
-	cmd.Flags().StringVar(&pod, "pod", "", "of this pod only: the beginning of its name or id")
-	cmd.Flags().StringVarP(&output, "output", "o", "table", "table or json")
-	return cmd
-}
-
-// seenOf is what mode audit saw in the pods whose name begins so.
-func seenOf(state, pod string) ([]cgroups.Seen, error) {
-	list, err := cgroups.ReadSeen(state)
-	return slices.DeleteFunc(list, func(s cgroups.Seen) bool { return !strings.HasPrefix(s.Pod, pod) }), err
-}
-
-func peerOf(s cgroups.Seen) string {
-	switch {
-	case s.Peer != "":
-		return short(s.Peer)
-	case s.Address.IsValid():
-		return s.Address.String()
-	}
-	return "-"
-}
-
-func protocolName(n uint8) string {
-	for name, number := range protocols {
-		if number == n {
-			return name
-		}
-	}
-	return strconv.Itoa(int(n))
 }

@@ -3,13 +3,9 @@
 package main
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
-	"maps"
-	"net/netip"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -23,113 +19,163 @@ func newInit(e *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "init --pod POD",
 		Short: "Write a starter policy from what mode audit saw of a pod",
-		Args:  noArgs,
+		Long: "The rules allow what was seen, allowed or not. All else is as in the pod's policy, and mode is audit:\n" +
+			"apply it, and enforce it when `sidegate policy audit` shows nothing that is missed.",
+		Args: noArgs,
 		RunE: func(*cobra.Command, []string) error {
 			if pod == "" {
-				return usageError{errors.New("init needs --pod: the beginning of its name or id")}
+				return usageError{errors.New("init needs --pod: its name or id, or the beginning")}
 			}
-			list, err := seenOf(e.state, pod)
+			if err := checkPolicyName(name); err != nil {
+				return usageError{err}
+			}
+			text, err := initPolicy(e, pod, name)
 			if err != nil {
-				return err
-			}
-			if len(list) == 0 {
-				return fmt.Errorf("mode audit has seen nothing of pod %s: give it a policy with `mode: audit`, and let it work", pod)
-			}
-			text := starter(name, list)
-			if _, err := policy.Parse("starter policy", []byte(text)); err != nil {
 				return err
 			}
 			_, err = fmt.Fprint(e.stdout, text)
 			return err
 		},
 	}
-	cmd.Flags().StringVar(&pod, "pod", "", "which pod: the beginning of its name or id")
-	cmd.Flags().StringVar(&name, "name", "starter", "name of the policy")
+	cmd.Flags().StringVar(&pod, "pod", "", "which pod: its name or id, or the beginning")
+	cmd.Flags().StringVar(&name, "name", "", "name of the policy; the pod's own, if not given")
 	return cmd
 }
 
-// flow is a rule to be: who, which way, with whom and by what protocol.
-type flow struct {
-	role, dir, peer, proto string
-}
-
-// need is what a rule has to allow.
-type need struct {
-	ports map[uint16]uint64 // and how often each was seen
-}
-
-// starter writes a policy that allows all that was seen. Both ends of what stays
-// in the pod get their rule.
-func starter(name string, list []cgroups.Seen) string {
-	needs := make(map[flow]*need)
-	add := func(f flow, s cgroups.Seen) {
-		if needs[f] == nil {
-			needs[f] = &need{ports: make(map[uint16]uint64)}
-		}
-		needs[f].ports[s.Port] += s.Count
+func checkPolicyName(name string) error {
+	p := policy.Default()
+	if name != "" {
+		p.Metadata.Name = name
 	}
-	for _, s := range list {
-		proto := protocolName(s.Proto)
-		if protocols[proto] == 0 || s.Port == 0 && !strings.HasPrefix(proto, "icmp") {
-			continue
+	_, err := p.Compile()
+	return err
+}
+
+func initPolicy(e *env, pod, name string) (string, error) {
+	// First of all: to read the status forgets containers that have ended.
+	list, err := seenOf(e.state, pod)
+	if err != nil {
+		return "", err
+	}
+	if len(list) == 0 {
+		return "", fmt.Errorf("mode audit has seen nothing of pod %s: give it a policy with `mode: audit`, and let it work", pod)
+	}
+	st, err := cgroups.ReadStatus(e.state)
+	if err != nil {
+		return "", err
+	}
+	exact := slices.ContainsFunc(st.Pods, func(p cgroups.PodStatus) bool { return p.Pod == pod })
+	pods := slices.DeleteFunc(st.Pods, func(p cgroups.PodStatus) bool { return !isPod(p.Pod, pod, exact) })
+	if len(pods) == 0 {
+		return "", fmt.Errorf("pod %s has ended: let it work again, and ask before it ends", pod)
+	}
+	for _, p := range pods[1:] {
+		if p.Policy != pods[0].Policy {
+			return "", fmt.Errorf("pods %s and %s are under different policies: write more of the name", short(pods[0].Pod), short(p.Pod))
 		}
-		switch {
-		case s.PeerRole != "":
-			from, to := s.Role, s.PeerRole
-			if s.Dir == policy.Ingress.String() {
-				from, to = to, from
+	}
+	p, note, err := policyOf(e, pods[0])
+	if err != nil {
+		return "", err
+	}
+	base := withoutTraffic(p)
+	if name != "" {
+		base.Metadata.Name = name
+	}
+	g := gather(base, pods, list)
+	if g.unknown > 0 && !g.known && !isRuled(p) {
+		return "", fmt.Errorf("policy %s has no rules, so mode audit did not record who called whom inside the pod: "+
+			"add `rules: [{role: sidecar, egress: [], ingress: []}]` below its spec, apply it (nothing is denied), and let the pod work", pods[0].Policy)
+	}
+	return starter(base, note, g)
+}
+
+// policyOf is what the pod is under, and a line that says where it is from.
+func policyOf(e *env, pod cgroups.PodStatus) (*policy.PodPolicy, string, error) {
+	good, _, err := loadEffective(e)
+	if err != nil {
+		return nil, "", err
+	}
+	if p := good[pod.Policy]; p != nil {
+		return p, "All but the rules about traffic is as in " + p.Source() + ".", nil
+	}
+	p := policy.Default()
+	p.Metadata.Name = pod.Policy
+	p.Spec.Redirect = policy.Redirect{Outbound: pod.Outbound, Inbound: pod.Inbound, DNS: pod.DNS}
+	if pod.NonTCP == policy.ActionAllow.String() {
+		p.Spec.NonTCP = policy.ActionAllow
+	}
+	return p, fmt.Sprintf("Policy %s is not in %s: of its settings, only ports of redirect and nonTCP are here.", pod.Policy, e.policyDir), nil
+}
+
+// withoutTraffic is a policy without its rules about traffic.
+func withoutTraffic(p *policy.PodPolicy) *policy.PodPolicy {
+	base := *p
+	base.Spec.Rules = nil
+	for _, r := range p.Spec.Rules {
+		if r.Unix != nil || r.Processes != nil {
+			r.Egress, r.Ingress = nil, nil
+			base.Spec.Rules = append(base.Spec.Rules, r)
+		}
+	}
+	return &base
+}
+
+// isRuled tells whether a policy has rules about traffic, even if they allow
+// nothing. Only then the kernel looks who is at the other end.
+func isRuled(p *policy.PodPolicy) bool {
+	return slices.ContainsFunc(p.Spec.Rules, func(r policy.SubjectRules) bool { return r.Egress != nil || r.Ingress != nil })
+}
+
+// starter writes base with rules for what was gathered.
+func starter(base *policy.PodPolicy, note string, g *gathered) (string, error) {
+	p := *base
+	p.Spec.Mode = policy.ModeAudit
+	p.Spec.Rules = slices.Clone(base.Spec.Rules)
+	drafts := g.drafts()
+	for _, d := range drafts {
+		d.addTo(&p.Spec)
+	}
+	// In the order of the roles' rules, egress first, as they are written.
+	var comments []string
+	for _, s := range p.Spec.Rules {
+		for _, dir := range []policy.Dir{policy.Egress, policy.Ingress} {
+			for _, d := range drafts {
+				if d.role == s.Role && d.dir == dir {
+					comments = append(comments, d.comment())
+				}
 			}
-			add(flow{from, policy.Egress.String(), "role: " + to, proto}, s)
-			add(flow{to, policy.Ingress.String(), "role: " + from, proto}, s)
-		case s.Address.IsValid() && !s.Address.IsLoopback() && !s.Address.IsUnspecified():
-			cidr := netip.PrefixFrom(s.Address, s.Address.BitLen())
-			add(flow{s.Role, s.Dir, fmt.Sprintf("cidr: %q", cidr), proto}, s)
 		}
+	}
+	text, err := p.MarshalYAML()
+	if err != nil {
+		return "", fmt.Errorf("write a policy of what mode audit saw: %w", err)
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "# What mode audit saw. Read it before you enforce it: networks are wider than the addresses that were\n"+
-		"# called so far, and what happens once a month is not in it.\n"+
-		"apiVersion: %s\nkind: %s\nmetadata: {name: %q}\nspec:\n  mode: audit # or enforce, when `sidegate policy audit` shows nothing that is missed\n",
-		policy.APIVersion, policy.Kind, name)
-	flows := slices.SortedFunc(maps.Keys(needs), func(a, b flow) int {
-		return cmp.Or(cmp.Compare(a.role, b.role), cmp.Compare(a.dir, b.dir), cmp.Compare(a.peer, b.peer), cmp.Compare(a.proto, b.proto))
-	})
-	if len(flows) > 0 {
-		fmt.Fprintln(&b, "  rules:")
+	fmt.Fprintf(&b, "# What mode audit saw. Read it before you enforce it: what happens once a month may not be in it, and a\n"+
+		"# network is often meant where addresses were called.\n# %s\n", note)
+	b.WriteString(annotate(string(text), comments))
+	for _, line := range g.leftOver(base) {
+		fmt.Fprintf(&b, "# %s\n", line)
 	}
-	var last flow
-	for _, f := range flows {
-		if f.role != last.role {
-			fmt.Fprintf(&b, "  - role: %s\n", f.role)
-			last = flow{}
-		}
-		if f.dir != last.dir {
-			fmt.Fprintf(&b, "    %s:\n", f.dir)
-		}
-		last = f
-		writeRule(&b, f, needs[f])
-	}
-	return b.String()
+	return b.String(), nil
 }
 
-func writeRule(b *strings.Builder, f flow, n *need) {
-	key, what := "to", "ports"
-	if f.dir == policy.Ingress.String() {
-		key = "from"
+// annotate puts a comment before each rule that MarshalYAML wrote, and one on the
+// mode.
+func annotate(text string, comments []string) string {
+	var b strings.Builder
+	inRules := false
+	for line := range strings.Lines(text) {
+		inRules = inRules || line == "  rules:\n"
+		switch {
+		case inRules && strings.HasPrefix(line, "    - protocol: "):
+			fmt.Fprintf(&b, "    # %s\n", comments[0])
+			comments = comments[1:]
+		case line == "  mode: audit\n":
+			line = "  mode: audit # write enforce when `sidegate policy audit` shows nothing that is missed\n"
+		}
+		b.WriteString(line)
 	}
-	if strings.HasPrefix(f.proto, "icmp") {
-		what = "types"
-	}
-	var count uint64
-	var words []string
-	for _, p := range slices.Sorted(maps.Keys(n.ports)) {
-		words = append(words, strconv.Itoa(int(p)))
-		count += n.ports[p]
-	}
-	fmt.Fprintf(b, "    - %s: [{%s}] # seen %d times\n      protocol: %s\n", key, f.peer, count, f.proto)
-	if len(words) <= policy.MaxPorts {
-		fmt.Fprintf(b, "      %s: [%s]\n", what, strings.Join(words, ", "))
-		return
-	}
-	fmt.Fprintf(b, "      # all %s: it was called on %d of them\n", what, len(words))
+	return b.String()
 }

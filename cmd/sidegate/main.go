@@ -25,6 +25,7 @@ const (
 
 // env is all that the commands take from their process.
 type env struct {
+	stdin          io.Reader
 	stdout, stderr io.Writer
 	args           []string
 	state          string // directory of pins
@@ -33,6 +34,7 @@ type env struct {
 
 func main() {
 	os.Exit(run(env{
+		stdin:  os.Stdin,
 		stdout: os.Stdout,
 		stderr: os.Stderr,
 		args:   os.Args[1:],

@@ -77,6 +77,16 @@ func TestWrongUsage(t *testing.T) {
 		{"unknown output of doctor", []string{"doctor", "-o", "yaml"}, "yaml", "sidegate doctor --help"},
 		{"flag without its value", []string{"status", "--output"}, "--output", "sidegate status --help"},
 		{"value that is none", []string{"unload", "--force=perhaps"}, "perhaps", "sidegate unload --help"},
+		{"unknown policy command", []string{"policy", "aply"}, "aply", "sidegate policy --help"},
+		{"validate nothing", []string{"policy", "validate"}, "files", "sidegate policy validate --help"},
+		{"delete nothing", []string{"policy", "delete"}, "names", "sidegate policy delete --help"},
+		{"argument of list", []string{"policy", "list", "x"}, "x", "sidegate policy list --help"},
+		{"unknown output of list", []string{"policy", "list", "-o", "yaml"}, "yaml", "sidegate policy list --help"},
+		{"unknown output of audit", []string{"policy", "audit", "-o", "yaml"}, "yaml", "sidegate policy audit --help"},
+		{"init without a pod", []string{"policy", "init"}, "--pod", "sidegate policy init --help"},
+		{"init with a name that is none", []string{"policy", "init", "--pod", "a", "--name", "A B"}, "A B", "sidegate policy init --help"},
+		{"explain without ends", []string{"policy", "explain", "--from", "a/b"}, "--to", "sidegate policy explain --help"},
+		{"explain with an end that is none", []string{"policy", "explain", "--from", "a/b", "--to", "192.0.2.1"}, "host:port", "sidegate policy explain --help"},
 	} {
 		stdout, stderr, code := call("/nowhere", c.args...)
 		first, rest, _ := strings.Cut(stderr, "\n")
@@ -171,7 +181,7 @@ func TestPrintStatus(t *testing.T) {
 		Loaded: true, ABI: 1, State: "/sys/fs/bpf/sidegate", Guard: []string{"connect4", "connect6"},
 		Pods: []cgroups.PodStatus{
 			{
-				Pod: long, Policy: "mesh", Outbound: 15001, Inbound: 15006, DNS: 15053, NonTCP: "deny", Listening: true,
+				Pod: long, Policy: "mesh", Mode: "audit", Revision: 7, Outbound: 15001, Inbound: 15006, DNS: 15053, NonTCP: "deny", Listening: true,
 				Hooks: []string{"device-2", "loopback"},
 				Addresses: []netip.Addr{
 					netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("198.51.100.2"), netip.MustParseAddr("::1"),
@@ -183,7 +193,7 @@ func TestPrintStatus(t *testing.T) {
 					{ID: "short", Role: "app", Runtime: "oci", Hooks: []string{"a"}, Missing: []string{"connect4", "sockops"}, Drops: map[string]uint64{"udp": 12, "icmp": 1}},
 				},
 			},
-			{Pod: "p2", Policy: "default", Outbound: 1, Inbound: 2, NonTCP: "allow"},
+			{Pod: "p2", Policy: "default", Mode: "enforce", Revision: 12, Outbound: 1, Inbound: 2, NonTCP: "allow"},
 		},
 	}))
 	golden(t, "status-empty.golden", print(cgroups.Status{Loaded: true, ABI: 1, State: "/x"}))

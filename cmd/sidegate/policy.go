@@ -11,7 +11,6 @@ import (
 	"io/fs"
 	"maps"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -34,43 +33,65 @@ func newPolicy(e *env) *cobra.Command {
 	return cmd
 }
 
+// stdin is the name of standard input among files.
+const stdin = "-"
+
 // source is a policy of a file, compiled.
 type source struct {
 	*policy.PodPolicy
 	compiled *policy.Compiled
-	file     string // "-" is standard input
+	file     string // or stdin
 	data     []byte // of the whole file
 	alone    bool   // no other policy is in the file
 }
 
 // readFiles parses and compiles all policies of some files. The error joins
 // what is wrong with each.
-func readFiles(files []string) (list []source, err error) {
+func readFiles(e *env, files []string) (list []source, err error) {
 	var errs []error
 	for _, file := range files {
-		read := func() ([]byte, error) { return os.ReadFile(file) }
-		if file == "-" {
-			read = func() ([]byte, error) { return io.ReadAll(io.LimitReader(os.Stdin, policy.MaxFileSize+1)) }
-		}
-		data, err := read()
-		if err != nil {
-			errs = append(errs, fmt.Errorf("read policy: %w", err))
-			continue
-		}
-		ps, err := policy.Parse(file, data)
-		if err != nil {
-			errs = append(errs, err)
-		}
-		for _, p := range ps {
-			c, err := p.Compile()
-			if err != nil {
-				errs = append(errs, err)
-				continue
-			}
-			list = append(list, source{PodPolicy: p, compiled: c, file: file, data: data, alone: len(ps) == 1})
-		}
+		some, err := readSources(e, file)
+		list, errs = append(list, some...), append(errs, err)
 	}
 	return list, errors.Join(errs...)
+}
+
+func readSources(e *env, file string) (list []source, err error) {
+	data, err := readFile(e, file)
+	if err != nil {
+		return nil, fmt.Errorf("read policy: %w", err)
+	}
+	ps, err := policy.Parse(file, data)
+	errs := []error{err}
+	for _, p := range ps {
+		c, err := p.Compile()
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		list = append(list, source{PodPolicy: p, compiled: c, file: file, data: data, alone: len(ps) == 1})
+	}
+	return list, errors.Join(errs...)
+}
+
+func readFile(e *env, file string) ([]byte, error) {
+	if file != stdin {
+		return os.ReadFile(file)
+	}
+	return io.ReadAll(io.LimitReader(e.stdin, policy.MaxFileSize+1)) // one more than Parse takes
+}
+
+// sameNames refuses two policies of one name, of which only one can hold.
+func sameNames(list []source) error {
+	first := make(map[string]*source)
+	for i := range list {
+		s := &list[i]
+		if other := first[s.compiled.Name]; other != nil {
+			return fmt.Errorf("policy %s is in %s and in %s: give one of them", s.compiled.Name, other.Source(), s.Source())
+		}
+		first[s.compiled.Name] = s
+	}
+	return nil
 }
 
 func filesArgs(cmd *cobra.Command, args []string) error {
@@ -80,16 +101,68 @@ func filesArgs(cmd *cobra.Command, args []string) error {
 	return nil
 }
 
+// loadDir reads the directory of policies. One that does not exist has none.
+func loadDir(e *env) (good map[string]*policy.PodPolicy, broken map[string]error, err error) {
+	good, broken, err = policy.LoadEach(e.policyDir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return map[string]*policy.PodPolicy{}, nil, nil
+	}
+	return good, broken, err
+}
+
+// loadEffective adds the default policy where the directory leaves it built in. A
+// broken file may have the one that is in force, which then stays so.
+func loadEffective(e *env) (good map[string]*policy.PodPolicy, broken map[string]error, err error) {
+	good, broken, err = loadDir(e)
+	if err == nil && good[policy.DefaultName] == nil && len(broken) == 0 {
+		good[policy.DefaultName] = policy.Default()
+	}
+	return good, broken, err
+}
+
+// addOutput gives a command the flag -o, of which checkOutput knows the words.
+func addOutput(cmd *cobra.Command, output *string) {
+	cmd.Flags().StringVarP(output, "output", "o", "table", "table or json")
+}
+
+var outputs = []string{"table", "json"}
+
+func checkOutput(output string) error {
+	if !slices.Contains(outputs, output) {
+		return usageError{fmt.Errorf("unknown output %q: write %s", output, strings.Join(outputs, " or "))}
+	}
+	return nil
+}
+
+func printJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}
+
+// count is a number of things, of which one has no s.
+func count(n int, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
+}
+
 func newValidate(e *env) *cobra.Command {
 	return &cobra.Command{
-		Use:   "validate FILE...",
+		Use:   "validate FILE...|-",
 		Short: "Say whether policies are right, and what is wrong where",
-		Args:  filesArgs,
+		Long: "Parse and compile policies. What is right, but hardly what was meant, is a warning on standard error\n" +
+			"and does not change the exit code.",
+		Args: filesArgs,
 		RunE: func(_ *cobra.Command, args []string) error {
-			list, err := readFiles(args)
+			list, err := readFiles(e, args)
 			for _, s := range list {
 				fmt.Fprintf(e.stdout, "%s: policy %s: %d rules, %d prefixes, %d entries\n",
-					s.Source(), s.compiled.Name, len(s.compiled.Rules), len(s.compiled.Prefixes), len(s.compiled.Entries))
+					s.file, s.compiled.Name, len(s.compiled.Rules), len(s.compiled.Prefixes), len(s.compiled.Entries))
+				for _, w := range warnings(s.PodPolicy) {
+					fmt.Fprintf(e.stderr, "%s: warning: %s\n", s.Source(), w)
+				}
 			}
 			return err
 		},
@@ -113,17 +186,15 @@ func newList(e *env) *cobra.Command {
 		Short: "List policies: those of the directory, and those in force",
 		Args:  noArgs,
 		RunE: func(*cobra.Command, []string) error {
-			if !slices.Contains(outputs, output) {
-				return usageError{fmt.Errorf("unknown output %q: write %s", output, strings.Join(outputs, " or "))}
+			if err := checkOutput(output); err != nil {
+				return err
 			}
 			rows, err := listPolicies(e)
 			if err != nil {
 				return err
 			}
 			if output == "json" {
-				enc := json.NewEncoder(e.stdout)
-				enc.SetIndent("", "  ")
-				return enc.Encode(rows)
+				return printJSON(e.stdout, rows)
 			}
 			t := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
 			fmt.Fprintln(t, "NAME\tMODE\tRULES\tPODS\tSTATE\tSOURCE")
@@ -133,13 +204,13 @@ func newList(e *env) *cobra.Command {
 			return t.Flush()
 		},
 	}
-	cmd.Flags().StringVarP(&output, "output", "o", "table", "table or json")
+	addOutput(cmd, &output)
 	return cmd
 }
 
 func listPolicies(e *env) ([]row, error) {
-	good, broken, err := policy.LoadEach(e.policyDir)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	good, broken, err := loadEffective(e)
+	if err != nil {
 		return nil, err
 	}
 	kernel, err := cgroups.ListPolicies(e.state)
@@ -148,31 +219,20 @@ func listPolicies(e *env) ([]row, error) {
 	}
 	rows := []row{}
 	for _, k := range kernel {
-		r := row{Name: k.Name, Mode: k.Mode, Rules: len(k.Rules), Pods: k.Pods, State: "in force", Source: k.Source}
-		p := good[k.Name]
-		if p == nil && k.Name == policy.DefaultName {
-			p = policy.Default()
-		}
-		switch {
-		case p == nil:
-			r.State = "in the kernel only"
-		default:
-			r.Source = p.Source()
-			changed, err := differs(p, k)
-			if err != nil {
-				return nil, err
-			}
-			if changed {
-				r.State = "changed: run sidegate policy apply"
-			}
+		r, err := kernelRow(k, good[k.Name])
+		if err != nil {
+			return nil, err
 		}
 		delete(good, k.Name)
 		rows = append(rows, r)
 	}
+	maps.DeleteFunc(good, func(_ string, p *policy.PodPolicy) bool { return p.Source() == policy.Default().Source() })
 	for _, p := range good {
-		rows = append(rows, row{
-			Name: p.Metadata.Name, Mode: p.Spec.Mode.String(), Rules: len(p.Spec.Rules), Pods: []string{}, State: "unused", Source: p.Source(),
-		})
+		c, err := p.Compile()
+		if err != nil {
+			return nil, err
+		}
+		rows = append(rows, row{Name: c.Name, Mode: c.Mode.String(), Rules: len(c.Rules), Pods: []string{}, State: "unused", Source: p.Source()})
 	}
 	for file, err := range broken {
 		first, _, _ := strings.Cut(err.Error(), "\n")
@@ -182,300 +242,20 @@ func listPolicies(e *env) ([]row, error) {
 	return rows, nil
 }
 
-func differs(p *policy.PodPolicy, k cgroups.PolicyStatus) (bool, error) {
-	c, err := p.Compile()
-	if err != nil {
-		return false, err
-	}
-	return cgroups.Differs(c, k)
-}
-
-func newApply(e *env) *cobra.Command {
-	var dry bool
-	cmd := &cobra.Command{
-		Use:   "apply [FILE...]",
-		Short: "Put policies into force, in running pods too",
-		Long: "With files: check them, put them into the policy directory, and bring running pods in line.\n" +
-			"Without: bring running pods in line with the directory. All pods of a policy change at once,\n" +
-			"and connections that it does not allow any more are closed.",
-		RunE: func(_ *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				return applyDir(e, dry)
-			}
-			return applyFiles(e, args, dry)
-		},
-	}
-	cmd.Flags().BoolVar(&dry, "dry-run", false, "check, and say what would be done")
-	return cmd
-}
-
-// applyDir brings the kernel in line with what is right in the directory, and
-// then says what is not.
-func applyDir(e *env, dry bool) error {
-	mark, err := policy.Fingerprint(e.policyDir)
-	if err != nil {
-		return err
-	}
-	good, broken, err := policy.LoadEach(e.policyDir)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	var errs []error
-	for _, name := range slices.Sorted(maps.Keys(good)) {
-		errs = append(errs, applyOne(e, good[name], mark, dry))
-	}
-	for _, file := range slices.Sorted(maps.Keys(broken)) {
-		errs = append(errs, fmt.Errorf("%w\nits policies stay as they are in force", broken[file]))
-	}
-	return errors.Join(errs...)
-}
-
-func applyOne(e *env, p *policy.PodPolicy, mark uint64, dry bool) error {
-	c, err := p.Compile()
-	if err != nil {
-		return err
-	}
-	if dry {
-		fmt.Fprintf(e.stdout, "policy %s would be applied\n", c.Name)
-		return nil
-	}
-	pods, err := cgroups.ApplyPolicy(e.state, c, cgroups.Source{Place: p.Source(), Fingerprint: mark})
-	if err != nil {
-		return err
-	}
-	fmt.Fprintf(e.stdout, "policy %s: in force in %d pods\n", c.Name, pods)
-	return nil
-}
-
-// applyFiles installs files in the directory, then applies them. If the kernel
-// refuses, the directory is as it was.
-func applyFiles(e *env, files []string, dry bool) error {
-	list, err := readFiles(files)
-	if err != nil {
-		return err
-	}
-	there, _, err := policy.LoadEach(e.policyDir)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	targets := make(map[string][]byte)
-	for _, s := range list {
-		target := filepath.Join(e.policyDir, s.target())
-		if other := there[s.compiled.Name]; other != nil && !strings.HasPrefix(other.Source(), target+":") {
-			return fmt.Errorf("policy %s is in %s already: change it there, or remove it", s.compiled.Name, other.Source())
-		}
-		targets[target] = s.data
-	}
-	if dry {
-		for _, s := range list {
-			fmt.Fprintf(e.stdout, "policy %s would be applied, as %s\n", s.compiled.Name, filepath.Join(e.policyDir, s.target()))
-		}
-		return nil
-	}
-	undo, err := install(targets)
-	if err != nil {
-		return errors.Join(err, undo())
-	}
-	mark, err := policy.Fingerprint(e.policyDir)
-	for _, s := range list {
-		if err == nil {
-			err = applyOne(e, s.PodPolicy, mark, false)
-		}
-	}
-	if err != nil {
-		return errors.Join(fmt.Errorf("%w: the policy directory is as it was", err), undo())
-	}
-	return nil
-}
-
-// target is the name of a policy's file in the directory.
-func (s *source) target() string {
-	if s.alone || s.file == "-" {
-		return s.compiled.Name + ".yaml"
-	}
-	return filepath.Base(s.file)
-}
-
-// install writes files, each as a whole or not at all. undo puts back what was
-// there before.
-func install(targets map[string][]byte) (undo func() error, err error) {
-	var undos []func() error
-	undo = func() error {
-		var errs []error
-		for _, u := range slices.Backward(undos) {
-			errs = append(errs, u())
-		}
-		return errors.Join(errs...)
-	}
-	for _, target := range slices.Sorted(maps.Keys(targets)) {
-		if err := os.MkdirAll(filepath.Dir(target), 0o755); err != nil {
-			return undo, fmt.Errorf("make policy directory: %w", err)
-		}
-		before, err := os.ReadFile(target)
-		switch {
-		case err == nil:
-			undos = append(undos, func() error { return writeFile(target, before) })
-		case errors.Is(err, fs.ErrNotExist):
-			undos = append(undos, func() error {
-				if err := os.Remove(target); !errors.Is(err, fs.ErrNotExist) {
-					return err
-				}
-				return nil
-			})
-		default:
-			return undo, err
-		}
-		if err := writeFile(target, targets[target]); err != nil {
-			return undo, err
-		}
-	}
-	return undo, nil
-}
-
-// writeFile replaces a file by rename(2). The name of the temporary one is hidden,
-// so that nobody reads it for a policy.
-func writeFile(path string, data []byte) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), ".sidegate-*")
-	if err != nil {
-		return fmt.Errorf("write policy: %w", err)
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(fmt.Errorf("write policy %s: %w", path, err), os.Remove(f.Name()))
-		}
-	}()
-	_, err = f.Write(data)
-	if err := errors.Join(err, f.Chmod(0o644), f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
-}
-
-func newDelete(e *env) *cobra.Command {
-	var force bool
-	cmd := &cobra.Command{
-		Use:   "delete NAME...",
-		Short: "Remove policies from the directory",
-		Long: "Refused while pods are under the policy: with --force they keep it until they end,\n" +
-			"and no other container can join it.",
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				return usageError{fmt.Errorf("%s needs names of policies", cmd.CommandPath())}
-			}
-			for _, name := range args {
-				if err := deletePolicy(e, name, force); err != nil {
-					return fmt.Errorf("policy %s: %w", name, err)
-				}
-			}
-			return nil
-		},
-	}
-	cmd.Flags().BoolVar(&force, "force", false, "also while pods are under it")
-	return cmd
-}
-
-func deletePolicy(e *env, name string, force bool) error {
-	good, _, err := policy.LoadEach(e.policyDir)
-	if err != nil {
-		return err
-	}
-	p := good[name]
+// kernelRow is a policy in force. p is what the directory has by its name, or nil.
+func kernelRow(k cgroups.PolicyStatus, p *policy.PodPolicy) (row, error) {
+	r := row{Name: k.Name, Mode: k.Mode, Rules: len(k.Rules), Pods: k.Pods, State: "in the kernel only", Source: k.Source}
 	if p == nil {
-		return fmt.Errorf("it is not in %s: `sidegate policy list` shows what is", e.policyDir)
+		return r, nil
 	}
-	file := p.Source()[:strings.LastIndex(p.Source(), ":")]
-	for _, other := range good {
-		if other != p && strings.HasPrefix(other.Source(), file+":") {
-			return fmt.Errorf("%s has policy %s too: remove this one with an editor", file, other.Metadata.Name)
-		}
-	}
-	kernel, err := cgroups.ListPolicies(e.state)
-	if err != nil {
-		return err
-	}
-	for _, k := range kernel {
-		if k.Name == name && len(k.Pods) > 0 && !force {
-			return fmt.Errorf("%d pods are under it (%s): stop them, or use --force to let them keep it until they end", len(k.Pods), strings.Join(k.Pods, ", "))
-		}
-	}
-	if err := os.Remove(file); err != nil {
-		return err
-	}
-	fmt.Fprintf(e.stdout, "policy %s: removed %s\n", name, file)
-	return nil
-}
-
-// errDiffers is the exit status of diff(1).
-var errDiffers = errors.New("what is in force differs")
-
-func newDiff(e *env) *cobra.Command {
-	return &cobra.Command{
-		Use:   "diff [FILE...]",
-		Short: "Show what applying policies would change in force; exit 1 if anything",
-		RunE: func(_ *cobra.Command, args []string) error {
-			policies, err := policiesOf(e, args)
-			if err != nil {
-				return err
-			}
-			kernel, err := cgroups.ListPolicies(e.state)
-			if err != nil {
-				return err
-			}
-			changed := false
-			for _, k := range kernel {
-				if p := policies[k.Name]; p != nil {
-					one, err := diffPolicy(e.stdout, p, k)
-					if err != nil {
-						return err
-					}
-					changed = changed || one
-				}
-			}
-			if changed {
-				return errDiffers
-			}
-			return nil
-		},
-	}
-}
-
-// policiesOf are those of some files, or of the directory.
-func policiesOf(e *env, files []string) (map[string]*policy.PodPolicy, error) {
-	if len(files) == 0 {
-		good, broken, err := policy.LoadEach(e.policyDir)
-		if errors.Is(err, fs.ErrNotExist) {
-			err = nil
-		}
-		return good, errors.Join(append([]error{err}, slices.Collect(maps.Values(broken))...)...)
-	}
-	list, err := readFiles(files)
-	policies := make(map[string]*policy.PodPolicy, len(list))
-	for _, s := range list {
-		policies[s.compiled.Name] = s.PodPolicy
-	}
-	return policies, err
-}
-
-func diffPolicy(w io.Writer, p *policy.PodPolicy, k cgroups.PolicyStatus) (bool, error) {
+	r.State, r.Source = "in force", p.Source()
 	c, err := p.Compile()
 	if err != nil {
-		return false, err
+		return r, err
 	}
 	changed, err := cgroups.Differs(c, k)
-	if err != nil || !changed {
-		return false, err
+	if changed {
+		r.State = "changed: run sidegate policy apply"
 	}
-	before, after := k.Lines(), cgroups.PolicyLines(c)
-	fmt.Fprintf(w, "--- policy %s in force (revision %d)\n+++ %s\n", k.Name, k.Revision, p.Source())
-	for _, line := range before {
-		if !slices.Contains(after, line) {
-			fmt.Fprintln(w, "-"+line)
-		}
-	}
-	for _, line := range after {
-		if !slices.Contains(before, line) {
-			fmt.Fprintln(w, "+"+line)
-		}
-	}
-	return true, nil
+	return r, err
 }

@@ -4,7 +4,6 @@ package main
 
 import (
 	"cmp"
-	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
@@ -24,26 +23,22 @@ func newStatus(e *env) *cobra.Command {
 		Short: "Show pods, containers, roles, policies, attached hooks and counters",
 		Args:  noArgs,
 		RunE: func(*cobra.Command, []string) error {
-			if !slices.Contains(outputs, output) {
-				return usageError{fmt.Errorf("unknown output %q: write %s", output, strings.Join(outputs, " or "))}
+			if err := checkOutput(output); err != nil {
+				return err
 			}
 			st, err := cgroups.ReadStatus(e.state)
 			if err != nil {
 				return err
 			}
 			if output == "json" {
-				enc := json.NewEncoder(e.stdout)
-				enc.SetIndent("", "  ")
-				return enc.Encode(st)
+				return printJSON(e.stdout, st)
 			}
 			return printStatus(e.stdout, st)
 		},
 	}
-	cmd.Flags().StringVarP(&output, "output", "o", "table", "table or json")
+	addOutput(cmd, &output)
 	return cmd
 }
-
-var outputs = []string{"table", "json"}
 
 // idLen is how much of an id people are shown, as podman and docker do.
 const idLen = 12
@@ -81,7 +76,7 @@ func printPod(w io.Writer, p cgroups.PodStatus) error {
 			addrs = append(addrs, a.String())
 		}
 	}
-	fmt.Fprintf(w, "\nPod %s  policy %s  addresses %s\n", short(p.Pod), p.Policy, cmp.Or(strings.Join(addrs, " "), "none"))
+	fmt.Fprintf(w, "\nPod %s  policy %s  mode %s  revision %d  addresses %s\n", short(p.Pod), p.Policy, p.Mode, p.Revision, cmp.Or(strings.Join(addrs, " "), "none"))
 	fmt.Fprintf(w, "  sidecar: outbound %d, inbound %d, %s; not TCP: %s\n", p.Outbound, p.Inbound, dns(p), p.NonTCP)
 	fmt.Fprintf(w, "  %s; namespace hooks: %s\n", listening, strings.Join(p.Hooks, " "))
 	fmt.Fprintf(w, "  counters: %s; drops: %s\n", counts(p.Counters), counts(p.Drops))
