@@ -163,10 +163,10 @@ type lsmSgSeen struct {
 	Peer        uint64
 	Addr        lsmSgAddr
 	Port        uint16
-	Proto       uint8
+	Proto       uint16
 	Dir         uint8
 	Reason      uint8
-	Reserved    [3]uint8
+	Reserved    uint16
 }
 
 type lsmSgSeenCount struct {

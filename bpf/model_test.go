@@ -117,6 +117,8 @@ func modelSocket(c *verdicts.Case) verdict {
 			return denyRaw
 		}
 		return denyProtocol
+	case c.Type == unix.SOCK_STREAM && c.Proto == unix.IPPROTO_MPTCP:
+		return denyProtocol
 	case !app:
 		return v
 	case c.Type == unix.SOCK_RAW:

@@ -213,10 +213,10 @@ type nodeSgSeen struct {
 	Peer        uint64
 	Addr        nodeSgAddr
 	Port        uint16
-	Proto       uint8
+	Proto       uint16
 	Dir         uint8
 	Reason      uint8
-	Reserved    [3]uint8
+	Reserved    uint16
 }
 
 type nodeSgSeenCount struct {

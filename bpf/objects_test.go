@@ -256,12 +256,14 @@ func TestHooksOfRoles(t *testing.T) {
 		{"sidecar, getsockname", []Role{RoleSidecar}, Policy{Flags: PolicySockName}, [][]string{{"sg_sockops", "sg_getsockopt"}, sockName}},
 		{"sidecar, rules", []Role{RoleSidecar}, Policy{Flags: PolicyRuled}, [][]string{{"sg_sockops", "sg_getsockopt"}, judge}},
 		{"sidecar, all", []Role{RoleSidecar}, Policy{Flags: PolicySockName | PolicyRuled, Dns: 15053}, [][]string{{"sg_sockops", "sg_getsockopt"}, sockName, judge}},
+		{"sidecar, audit", []Role{RoleSidecar}, Policy{Flags: PolicyAudit}, [][]string{{"sg_sockops", "sg_getsockopt"}, judge}},
+		{"exempt, audit", []Role{RoleExempt}, Policy{Flags: PolicyAudit}, [][]string{bind, judge}},
 		{"exempt", []Role{RoleExempt}, Policy{Dns: 15053, Flags: PolicySockName}, [][]string{bind}},
 		{"exempt, rules", []Role{RoleExempt}, Policy{Flags: PolicyRuled}, [][]string{bind, judge}},
 	} {
 		for _, role := range c.roles {
 			// What decides nothing of this.
-			for _, flags := range []uint32{0, PolicyNonTCP | PolicyAudit | PolicyNames | PolicyPrefixes | PolicyWorld} {
+			for _, flags := range []uint32{0, PolicyNonTCP | PolicyNames | PolicyPrefixes | PolicyWorld} {
 				policy := c.policy
 				policy.Flags |= flags
 				var got []string

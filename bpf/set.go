@@ -51,7 +51,7 @@ func ContainerHooks(role Role, policy Policy) []Hook {
 		}
 		return hooks
 	}
-	if policy.Flags&PolicyRuled != 0 {
+	if policy.Flags&(PolicyRuled|PolicyAudit) != 0 { // to know who is at the other end
 		hooks = append(hooks, judgeHooks()...)
 	}
 	return hooks

@@ -215,7 +215,10 @@ func TestSocket(t *testing.T) {
 			for _, r := range otherRoles {
 				in.Role = r.role
 				want := r.deny
-				if r.free {
+				switch {
+				case r.free && k.proto == unix.IPPROTO_MPTCP:
+					want = denyProtocol // for whoever it is
+				case r.free:
 					want = allow
 				}
 				check(t, j, "socket", in, answer{verdict: want})

@@ -10,6 +10,7 @@ import (
 	"slices"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"sidegate/bpf"
 	"sidegate/policy"
@@ -25,7 +26,7 @@ type Seen struct {
 	Peer      string     `json:"peer,omitempty"`     // the other container of the pod
 	PeerRole  string     `json:"peerRole,omitempty"` // and its role
 	Address   netip.Addr `json:"address,omitzero"`   // or the other end outside
-	Proto     uint8      `json:"protocol"`           // IP protocol number
+	Proto     uint16     `json:"protocol"`           // IP protocol number, or IPPROTO_MPTCP
 	Port      uint16     `json:"port"`               // of whom was called; or ICMP type
 	Reason    string     `json:"reason,omitempty"`   // why not; empty: it is allowed
 	Missing   string     `json:"missing,omitempty"`  // the rule that would allow it, in YAML
@@ -95,7 +96,7 @@ func (s *Store) seen(k bpf.Seen) (Seen, error) {
 		from, to = to, from
 	}
 	row.Reason = fmt.Sprint(bpf.Counter(k.Reason))
-	row.Missing = policy.Missing(policy.Query{From: from, To: to, Proto: k.Proto, Port: k.Port}, row.Reason)
+	row.Missing = policy.Missing(policy.Query{From: from, To: to, Proto: uint8(min(k.Proto, unix.IPPROTO_RAW)), Port: k.Port}, row.Reason)
 	return row, nil
 }
 

@@ -5,9 +5,11 @@ package cgroups_test
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -300,6 +302,75 @@ func TestAudit(t *testing.T) {
 		if !is {
 			t.Errorf("no %s is recorded: %+v", reason, seen)
 		}
+	}
+}
+
+// TestAuditTellsCallersFromCalled: also of a policy without rules, it is known who
+// called whom, and what is an answer is no call.
+func TestAuditTellsCallersFromCalled(t *testing.T) {
+	for name, spec := range map[string]string{"without rules": "  mode: audit\n", "nothing denied": "  mode: audit\n  nonTCP: allow\n", "with rules": "  mode: audit\n" + ruled} {
+		t.Run(name, func(t *testing.T) {
+			m := newMeshPod(t, parse(t, spec))
+			listenAll(t, m.sidecar, "sidecar", 8000)
+			udpListen(t, m.app, "app", "[::]:5353")
+			wantBanner(t, "app to the outside", dial(t, m.app, "tcp", outside4+":80"), "outbound")
+			wantBanner(t, "app to the sidecar", dial(t, m.app, "tcp", "127.0.0.1:8000"), "sidecar")
+			for _, c := range []struct {
+				from     *agent.Agent
+				to, want string
+			}{
+				{m.app, "127.0.0.1:8000", "sidecar:x"}, {m.app, "[::1]:8000", "sidecar:x"},
+				{m.out, pod4 + ":5353", "app:x"}, {m.out, "[" + pod6 + "]:5353", "app:x"},
+				{m.app, "0.0.0.0:8000", "sidecar:x"}, {m.sidecar, pod4 + ":5353", "app:x"}, {m.sidecar, outside4 + ":53", "outside:x"},
+			} {
+				if got := c.from.Do(t, agent.Request{Op: "udp", Network: "udp", Addr: c.to, Data: "x"}); got.Data != c.want {
+					t.Errorf("datagram to %s: %+v", c.to, got)
+				}
+			}
+			for _, addr := range []string{"127.0.0.1:8000", pod4 + ":8000", outside4 + ":53"} {
+				if got := m.app.Do(t, agent.Request{Op: "udp", Network: "udp4", Addr: addr, Data: "x", Connected: true}); got.Err != "" {
+					t.Errorf("connected to %s: %+v", addr, got)
+				}
+			}
+			for _, ip := range []string{outside4, outside6} {
+				wantErr(t, "ping "+ip, m.app.Do(t, agent.Request{Op: "echo", Addr: ip}), "")
+			}
+			seen, err := cgroups.ReadSeen(m.state)
+			must(t, err)
+			got := make(map[string]bool)
+			for _, s := range seen {
+				peer := s.Peer
+				if peer == "" {
+					peer = s.Address.String()
+				}
+				if s.Proto != unix.IPPROTO_RAW && s.Reason != "raw_socket" && s.Reason != "icmp" || s.Port != 0 {
+					got[fmt.Sprintf("%s %s %s %d/%d", s.Container, s.Dir, peer, s.Proto, s.Port)] = true
+				}
+			}
+			want := map[string]bool{
+				"app egress 192.0.2.1 6/80": true, "sidecar ingress app 6/15001": true,
+				"app egress sidecar 6/8000": true, "sidecar ingress app 6/8000": true,
+				"app egress sidecar 17/8000": true, "sidecar ingress app 17/8000": true,
+				"sidecar egress app 17/5353": true, "app ingress sidecar 17/5353": true,
+				"app ingress 192.0.2.1 17/5353": true, "app ingress 2001:db8::1 17/5353": true,
+				"sidecar egress 192.0.2.1 17/53": true, "app egress 192.0.2.1 17/53": true,
+				"app egress 192.0.2.1 1/8": true, "app egress 2001:db8::1 58/128": true,
+			}
+			if !maps.Equal(got, want) {
+				t.Errorf("on record is\n%s\nwant\n%s", strings.Join(slices.Sorted(maps.Keys(got)), "\n"), strings.Join(slices.Sorted(maps.Keys(want)), "\n"))
+			}
+		})
+	}
+}
+
+// TestSidecarsHaveNoMPTCP, also under audit: connections are not steered to such a
+// listener. Go's listeners, as those of the agents, ask for it and fall back.
+func TestSidecarsHaveNoMPTCP(t *testing.T) {
+	for _, mode := range []string{"enforce", "audit"} {
+		m := newMeshPod(t, parse(t, "  mode: "+mode+"\n"))
+		got := m.sidecar.Do(t, agent.Request{Op: "socket", Sock: [3]int{unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_MPTCP}})
+		wantErr(t, "MPTCP, "+mode, got, "EPROTONOSUPPORT")
+		wantBanner(t, "app to the outside, "+mode, dial(t, m.app, "tcp", outside4+":80"), "outbound")
 	}
 }
 

@@ -140,7 +140,7 @@ enum sg_policy_flags {
 	SG_POLICY_NON_TCP = 1, /* apps may send UDP and ICMP directly */
 	SG_POLICY_SOCKNAME =
 		2, /* getsockname answers the original destination */
-	SG_POLICY_AUDIT = 4, /* nothing is denied, but recorded */
+	SG_POLICY_AUDIT = 4, /* nothing is denied, but all is recorded */
 	SG_POLICY_RULED = 8, /* some subject has rules */
 	SG_POLICY_NAMES = 16, /* some subject is a container's name */
 	SG_POLICY_PREFIXES = 32, /* map prefixes has some */
@@ -284,12 +284,12 @@ struct sg_seen {
 	__u64 netns_cookie;
 	__u64 cgroup_id;
 	__u64 peer; /* cgroup of the other end in the pod */
-	struct sg_addr addr; /* other end outside */
+	struct sg_addr addr; /* other end; 0 where peer is known */
 	__u16 port; /* of the destination; or ICMP type */
-	__u8 proto;
+	__u16 proto; /* MPTCP is 262 */
 	__u8 dir; /* enum sg_dir */
 	__u8 reason; /* enum sg_counter: why not, or 0 */
-	__u8 reserved[3];
+	__u16 reserved;
 };
 _Static_assert(sizeof(struct sg_seen) == 48, "ABI");
 

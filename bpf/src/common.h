@@ -104,6 +104,12 @@ SG_NOINLINE struct sg_policy *sg_policy_of(__u64 netns_cookie)
 	return bpf_map_lookup_elem(&policies, &revision);
 }
 
+/* Whether hooks look who is at the other end inside the pod. */
+SG_INLINE int sg_knows_peers(const struct sg_policy *policy)
+{
+	return !!(policy->flags & (SG_POLICY_RULED | SG_POLICY_AUDIT));
+}
+
 /* One end inside the pod, as its policy knows it. */
 struct sg_end {
 	__u64 cgroup_id;
@@ -303,6 +309,15 @@ SG_GLOBAL int sg_inside_of(const struct sg_inside_query *in)
 	return SG_INSIDE_ALLOW;
 }
 
+/* Completes a key of map seen. Inside the pod any address of it is the same. */
+SG_INLINE void sg_seen_by(const struct sg_container *self, struct sg_seen *what)
+{
+	what->netns_cookie = self->netns_cookie;
+	what->cgroup_id = self->cgroup_id;
+	if (what->peer > 1)
+		__builtin_memset(&what->addr, 0, sizeof(what->addr));
+}
+
 /* Keeps a record, under mode audit, of what self did; what has the rest. */
 SG_NOINLINE void sg_record(const struct sg_container *self,
 			   struct sg_seen *what)
@@ -310,8 +325,7 @@ SG_NOINLINE void sg_record(const struct sg_container *self,
 	struct sg_seen_count first = {};
 	struct sg_seen_count *n;
 
-	what->netns_cookie = self->netns_cookie;
-	what->cgroup_id = self->cgroup_id;
+	sg_seen_by(self, what);
 	n = bpf_map_lookup_elem(&seen, what);
 	if (!n) {
 		first.count = 1;
@@ -321,6 +335,33 @@ SG_NOINLINE void sg_record(const struct sg_container *self,
 	}
 	__sync_fetch_and_add(&n->count, 1);
 	n->last_ns = bpf_ktime_get_boot_ns();
+}
+
+/*
+ * Whether map seen has a datagram that went the other way, to the port that
+ * this one (what) comes from, and which it then answers. Of the reasons why
+ * that would have been denied only those for datagrams count.
+ */
+SG_NOINLINE int sg_answers(const struct sg_container *self,
+			   const struct sg_seen *what, __u16 from)
+{
+	const __u8 reasons[] = {0,
+				SG_DROP_UDP,
+				SG_DROP_EGRESS,
+				SG_DROP_INGRESS,
+				SG_DROP_POLICY_EGRESS,
+				SG_DROP_POLICY_INGRESS};
+	struct sg_seen call = *what;
+
+	sg_seen_by(self, &call);
+	call.dir = what->dir ^ 1;
+	call.port = from;
+	for (__u32 i = 0; i < sizeof(reasons); i++) {
+		call.reason = reasons[i];
+		if (bpf_map_lookup_elem(&seen, &call))
+			return 1;
+	}
+	return 0;
 }
 
 /*

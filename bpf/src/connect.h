@@ -88,6 +88,17 @@ SG_NOINLINE __u64 sg_owner_at(struct bpf_sock_addr *ctx,
 		sk = bpf_sk_lookup_tcp(ctx, &t, size, BPF_F_CURRENT_NETNS, 0);
 	else
 		sk = bpf_sk_lookup_udp(ctx, &t, size, BPF_F_CURRENT_NETNS, 0);
+	/* Or one that is connected to where this datagram comes from. */
+	if (!sk && proto == SG_IPPROTO_UDP && ctx->sk) {
+		if (size == sizeof(t.ipv4)) {
+			t.ipv4.saddr = t.ipv4.daddr;
+			t.ipv4.sport = bpf_htons(ctx->sk->src_port);
+		} else {
+			__builtin_memcpy(t.ipv6.saddr, t.ipv6.daddr, 16);
+			t.ipv6.sport = bpf_htons(ctx->sk->src_port);
+		}
+		sk = bpf_sk_lookup_udp(ctx, &t, size, BPF_F_CURRENT_NETNS, 0);
+	}
 	if (!sk)
 		return 0;
 	s = bpf_sk_storage_get(&socks, sk, 0, 0);
@@ -116,7 +127,7 @@ SG_INLINE __u32 sg_connect_inside(struct bpf_sock_addr *ctx,
 	__u32 verdict;
 	__u64 owner;
 
-	if (!(policy->flags & SG_POLICY_RULED))
+	if (!sg_knows_peers(policy))
 		return SG_INSIDE_ALLOW;
 	if (proto != SG_IPPROTO_TCP && proto != SG_IPPROTO_UDP)
 		return SG_INSIDE_ALLOW;
@@ -196,6 +207,25 @@ SG_INLINE int sg_has_listener(__u64 cookie, __u16 port, int ipv4)
 	return 0;
 }
 
+/*
+ * Whether mode audit has something to record. Of ICMP packets tell the type;
+ * and that a datagram came which this one answers is on record.
+ */
+SG_INLINE int sg_audits(struct bpf_sock_addr *ctx,
+			const struct sg_container *self,
+			const struct sg_seen *what, __u32 sock_flags)
+{
+	switch (what->proto) {
+	case SG_IPPROTO_ICMP:
+	case SG_IPPROTO_ICMPV6:
+		return 0;
+	case SG_IPPROTO_UDP:
+		return !(sock_flags & SG_SOCK_CALLED) || !ctx->sk ||
+		       !sg_answers(self, what, ctx->sk->src_port);
+	}
+	return 1;
+}
+
 SG_INLINE int sg_do_connect(struct bpf_sock_addr *ctx, int v6)
 {
 	struct sg_container *self = sg_self();
@@ -243,12 +273,17 @@ SG_INLINE int sg_do_connect(struct bpf_sock_addr *ctx, int v6)
 		if (v.action == SG_REDIRECT &&
 		    !sg_has_listener(cookie, policy->outbound, sg_is_v4(&addr)))
 			v = sg_is(SG_DENY, SG_DROP_NO_LISTENER);
-		if (v.action == SG_DENY) {
+		if (!sg_audits(ctx, self, &what, s->flags))
+			goto unrecorded;
+		if (v.action == SG_DENY)
 			sg_refuse(policy, self, v.counter, &what);
+		else
+			sg_record(self, &what);
+	unrecorded:
+		if (v.action == SG_DENY) {
 			s->flags |= SG_SOCK_SENT;
 			return SG_PROCEED;
 		}
-		sg_record(self, &what);
 	}
 	sg_count(self->cgroup_id, v.counter);
 	switch (v.action) {

@@ -232,6 +232,9 @@ SG_INLINE int sg_do_device(struct __sk_buff *skb)
 	what.addr = p.daddr;
 	what.proto = p.proto;
 	what.port = sg_is_icmp(&p) ? p.icmp_type : p.dport;
+	if ((policy->flags & SG_POLICY_AUDIT) && p.proto == SG_IPPROTO_UDP &&
+	    (s->flags & SG_SOCK_CALLED) && sg_answers(c, &what, p.sport))
+		return SG_DEV_PASS;
 	return sg_refuse(policy, c, v.counter, &what) ? SG_DEV_PASS
 						      : SG_DEV_DROP;
 }

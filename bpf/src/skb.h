@@ -105,7 +105,8 @@ SG_INLINE __u32 sg_arrives(struct __sk_buff *skb,
 	sg_sender_of(skb, p, &from);
 	*peer = from.cgroup_id;
 	if (!from.cgroup_id)
-		return SG_INSIDE_EGRESS;
+		return policy->flags & SG_POLICY_RULED ? SG_INSIDE_EGRESS
+						       : SG_INSIDE_ALLOW;
 	if (p->proto == SG_IPPROTO_TCP && (from.flags & SG_SOCK_REDIRECTED) &&
 	    p->dport == policy->outbound)
 		return SG_INSIDE_ALLOW;
@@ -147,18 +148,16 @@ sg_flow_in(struct __sk_buff *skb, const struct sg_policy *policy,
 
 	f.local = loopback_device;
 	/* What the pod sends to a group comes back by the group's device. */
-	if (policy->flags & SG_POLICY_RULED) {
-		if (!f.local)
-			f.local = !!sg_is_local(self->netns_cookie, &p->saddr);
-		if (f.local) {
+	if ((policy->flags & SG_POLICY_RULED) && !f.local)
+		f.local = !!sg_is_local(self->netns_cookie, &p->saddr);
+	if (f.local) {
+		if (sg_knows_peers(policy))
 			f.inside = sg_arrives(skb, policy, end, p, peer);
-			return f;
-		}
-		if (p->proto == SG_IPPROTO_UDP)
-			opening = !sg_sock_has(skb, SG_SOCK_SENT);
+		return f;
 	}
-	if (!f.local)
-		sg_packet_outside(policy, end, p, SG_DIR_INGRESS, opening, &f);
+	if ((policy->flags & SG_POLICY_RULED) && p->proto == SG_IPPROTO_UDP)
+		opening = !sg_sock_has(skb, SG_SOCK_SENT);
+	sg_packet_outside(policy, end, p, SG_DIR_INGRESS, opening, &f);
 	return f;
 }
 
@@ -192,6 +191,35 @@ SG_INLINE int sg_is_forged(struct __sk_buff *skb, const struct sg_packet *p,
 	return ruled && sk->protocol != p->proto;
 }
 
+/*
+ * Whether mode audit has something to record of a packet, as what describes it:
+ * what it belongs to or answers has been recorded. sock_flags are of the
+ * packet's own socket (enum sg_sock_flags).
+ */
+SG_INLINE int sg_begins(const struct sg_policy *policy,
+			const struct sg_container *self,
+			const struct sg_packet *p, const struct sg_seen *what,
+			__u32 sock_flags)
+{
+	int egress = what->dir == SG_DIR_EGRESS;
+
+	switch (p->proto) {
+	case SG_IPPROTO_TCP:
+		return sg_is_syn(p);
+	case SG_IPPROTO_UDP:
+		if (!(sock_flags & (egress ? SG_SOCK_CALLED : SG_SOCK_SENT)))
+			return 1;
+		if (!egress && policy->dns && p->sport == policy->dns &&
+		    (sock_flags & SG_SOCK_DNS))
+			return 0;
+		return !sg_answers(self, what, p->sport);
+	case SG_IPPROTO_ICMP:
+	case SG_IPPROTO_ICMPV6:
+		return egress;
+	}
+	return 1;
+}
+
 /* sock_flags are of the socket that sends (enum sg_sock_flags). */
 SG_INLINE int sg_do_skb(struct __sk_buff *skb, int egress, __u32 sock_flags)
 {
@@ -202,7 +230,7 @@ SG_INLINE int sg_do_skb(struct __sk_buff *skb, int egress, __u32 sock_flags)
 	struct sg_packet p;
 	struct sg_flow f;
 	struct sg_end end;
-	int lo;
+	int lo, free;
 
 	if (!self)
 		return SG_REJECT;
@@ -212,12 +240,16 @@ SG_INLINE int sg_do_skb(struct __sk_buff *skb, int egress, __u32 sock_flags)
 		return SG_REJECT;
 	}
 	/* Its hooks are left from a policy that had rules. */
-	if ((self->role == SG_ROLE_SIDECAR || self->role == SG_ROLE_EXEMPT) &&
-	    !(policy->flags & SG_POLICY_RULED))
+	free = (self->role == SG_ROLE_SIDECAR ||
+		self->role == SG_ROLE_EXEMPT) &&
+	       !(policy->flags & SG_POLICY_RULED);
+	if (free && !sg_knows_peers(policy))
 		return SG_PROCEED;
 	sg_end_of(policy, self, &end);
 	/* cgroup_skb starts at the network header. */
 	if (sg_parse(skb, 0, &p)) {
+		if (free)
+			return SG_PROCEED;
 		v = sg_is(SG_DENY, SG_DROP_MALFORMED);
 		goto judged;
 	}
@@ -234,29 +266,29 @@ SG_INLINE int sg_do_skb(struct __sk_buff *skb, int egress, __u32 sock_flags)
 	} else {
 		f = sg_flow_in(skb, policy, self, &end, &p, lo, &what.peer);
 		v = sg_verdict_packet_in(self->role, &f, policy);
-		if (v.action == SG_ALLOW && p.proto == SG_IPPROTO_UDP)
+		if (p.proto == SG_IPPROTO_UDP &&
+		    (v.action == SG_ALLOW || (policy->flags & SG_POLICY_AUDIT)))
 			sg_called(skb);
 	}
 judged:
 	if (v.action == SG_ALLOW && !(policy->flags & SG_POLICY_AUDIT))
 		return SG_PROCEED;
-	/* What opens nothing and answers something has been recorded. */
-	if ((policy->flags & SG_POLICY_AUDIT) &&
-	    ((p.proto == SG_IPPROTO_TCP && !sg_is_syn(&p)) ||
-	     (!egress && p.proto == SG_IPPROTO_UDP &&
-	      sg_sock_has(skb, SG_SOCK_SENT))))
-		return SG_PROCEED;
 	what.dir = egress ? SG_DIR_EGRESS : SG_DIR_INGRESS;
 	what.addr = egress ? p.daddr : p.saddr;
 	what.proto = p.proto;
 	what.port = sg_is_icmp(&p) ? p.icmp_type : p.dport;
+	if (policy->flags & SG_POLICY_AUDIT) {
+		struct sg_sock *s = sg_sock_of_skb(skb);
+
+		if (!sg_begins(policy, self, &p, &what, s ? s->flags : 0))
+			return SG_PROCEED;
+	}
 	if (v.action != SG_ALLOW)
 		return sg_refuse(policy, self, v.counter, &what) ? SG_PROCEED
 								 : SG_REJECT;
-	/* connect and sendmsg have recorded what goes out. */
-	if (!egress && (sg_is_syn(&p) || p.proto == SG_IPPROTO_UDP)) {
+	/* connect and sendmsg have recorded what else goes out. */
+	if (!egress || sg_is_icmp(&p))
 		sg_record(self, &what);
-	}
 	return SG_PROCEED;
 }
 

@@ -69,7 +69,13 @@ int sg_sock_create(struct bpf_sock *ctx)
 			      policy ? policy : &none);
 	if (v.action == SG_DENY) {
 		what.proto = ctx->protocol;
-		if (sg_refuse(policy, self, v.counter, &what))
+		/*
+		 * Even under audit: connections are not steered to a listener
+		 * of a protocol that steering does not know, but pass it by.
+		 */
+		if (role == SG_ROLE_SIDECAR && v.counter == SG_DROP_PROTOCOL)
+			sg_count(self->cgroup_id, v.counter);
+		else if (sg_refuse(policy, self, v.counter, &what))
 			goto record;
 		/* As on a kernel without the protocol: libraries fall back. */
 		if (v.counter == SG_DROP_PROTOCOL)

@@ -27,6 +27,7 @@
 #define SG_IPPROTO_UDP 17
 #define SG_IPPROTO_ICMPV6 58
 #define SG_IPPROTO_SCTP 132
+#define SG_IPPROTO_MPTCP 262
 
 enum sg_action {
 	SG_DENY = 0,
@@ -180,6 +181,9 @@ SG_INLINE struct sg_verdict sg_verdict_socket(__u32 role, __u32 flags,
 		return sg_is(SG_DENY, SG_DROP_PROCESS);
 	if (flags & SG_SUBJECT_RULED)
 		return sg_verdict_socket_ruled(flags, type, proto);
+	/* No map of sockets takes its subflows, and none passes sock_create. */
+	if (type == SG_SOCK_STREAM && proto == SG_IPPROTO_MPTCP)
+		return sg_is(SG_DENY, SG_DROP_PROTOCOL);
 	if (role != SG_ROLE_APP)
 		return sg_is(SG_ALLOW, 0);
 	if (type == SG_SOCK_STREAM && proto == SG_IPPROTO_TCP)

@@ -13,6 +13,7 @@ import (
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"sidegate/cgroups"
 )
@@ -115,9 +116,12 @@ func peerOf(s cgroups.Seen) string {
 	return "-"
 }
 
-func protocolName(n uint8) string {
+func protocolName(n uint16) string {
+	if n == unix.IPPROTO_MPTCP { // no protocol of IP, and so none of rules
+		return "mptcp"
+	}
 	for name, number := range protocols {
-		if number == n {
+		if uint16(number) == n {
 			return name
 		}
 	}

@@ -71,7 +71,9 @@ var protocols = map[string]uint8{
 	"tcp": unix.IPPROTO_TCP, "udp": unix.IPPROTO_UDP, "sctp": unix.IPPROTO_SCTP, "icmp": unix.IPPROTO_ICMP, "icmpv6": unix.IPPROTO_ICMPV6,
 }
 
-func isICMP(proto uint8) bool { return proto == unix.IPPROTO_ICMP || proto == unix.IPPROTO_ICMPV6 }
+func isICMP[N uint8 | uint16](proto N) bool {
+	return proto == unix.IPPROTO_ICMP || proto == unix.IPPROTO_ICMPV6
+}
 
 // Types of an echo request: RFC 792, RFC 4443.
 const (

@@ -23,10 +23,6 @@ const (
 	maxAddresses  = 1000
 )
 
-// firstLocalPort is where the kernel begins to take clients' ports from, unless it
-// was told otherwise (ip_local_port_range).
-const firstLocalPort = 32768
-
 // A flow is whom a role talks with, which way, and by what protocol: a role of the
 // pod or an address outside.
 type flow struct {
@@ -50,7 +46,6 @@ type gathered struct {
 	needs   map[flow]*need
 	left    map[string]uint64 // what no rule is for
 	unknown int               // records of the inside of the pod that name no peer
-	known   bool              // others do
 }
 
 // gather sorts what was seen in pods that are under base.
@@ -66,9 +61,8 @@ func gather(base *policy.PodPolicy, pods []cgroups.PodStatus, list []cgroups.See
 		inside := s.Address.IsValid() && (own[s.Address] || s.Address.IsLoopback() || s.Address.IsUnspecified())
 		switch {
 		case s.Peer != "" && s.Peer == s.Container:
-			g.known = true // what a container does with itself needs no rule
+			// What a container does with itself needs no rule.
 		case s.Peer != "":
-			g.known = true
 			if !isRedirected(base, list, s) {
 				g.inside(s)
 			}
@@ -110,27 +104,21 @@ func (g *gathered) inside(s cgroups.Seen) {
 	if called {
 		from, to, caller, callee = to, from, callee, caller
 	}
-	g.add(flow{role: from, dir: policy.Egress, peer: to, proto: s.Proto}, caller, s, called)
-	g.add(flow{role: to, dir: policy.Ingress, peer: from, proto: s.Proto}, callee, s, called)
+	g.add(flow{role: from, dir: policy.Egress, peer: to, proto: uint8(s.Proto)}, caller, s, called)
+	g.add(flow{role: to, dir: policy.Ingress, peer: from, proto: uint8(s.Proto)}, callee, s, called)
 }
 
 func (g *gathered) outside(s cgroups.Seen) {
 	role, err := policy.ParseRole(s.Role)
-	switch {
-	case err != nil, protocols[protocolName(s.Proto)] == 0, s.Port == 0 && !isICMP(s.Proto):
+	if err != nil || protocols[protocolName(s.Proto)] == 0 || s.Port == 0 && !isICMP(s.Proto) {
 		g.leave(s)
 		return
-	case isICMP(s.Proto) && s.Port == 0 && s.Dir == policy.Egress.String():
-		// connect(2) of a ping socket does not know the type.
-		if s.Port = echoRequest; s.Proto == unix.IPPROTO_ICMPV6 {
-			s.Port = echoRequestV6
-		}
 	}
 	dir := policy.Egress
 	if s.Dir == policy.Ingress.String() {
 		dir = policy.Ingress
 	}
-	g.add(flow{role: role, dir: dir, addr: s.Address, proto: s.Proto}, s.Container, s, dir == policy.Ingress)
+	g.add(flow{role: role, dir: dir, addr: s.Address, proto: uint8(s.Proto)}, s.Container, s, dir == policy.Ingress)
 }
 
 func (g *gathered) add(f flow, who string, s cgroups.Seen, called bool) {
@@ -165,7 +153,7 @@ func (g *gathered) leave(s cgroups.Seen) {
 }
 
 // leftOver says what is not in the rules.
-func (g *gathered) leftOver(base *policy.PodPolicy) (lines []string) {
+func (g *gathered) leftOver() (lines []string) {
 	if len(g.left) > 0 {
 		lines = append(lines, "Not in here, since no rule is for it:")
 	}
@@ -173,11 +161,8 @@ func (g *gathered) leftOver(base *policy.PodPolicy) (lines []string) {
 		lines = append(lines, fmt.Sprintf("- %s (%s)", what, count(int(g.left[what]), "time")))
 	}
 	if g.unknown > 0 {
-		lines = append(lines, fmt.Sprintf("Not in here: %s of the inside of the pod that name nobody: nobody listened, or the policy had no rules.",
+		lines = append(lines, fmt.Sprintf("Not in here: %s of the inside of the pod that name nobody: nobody listened.",
 			count(g.unknown, "record")))
-	}
-	if base.Spec.NonTCP == policy.ActionAllow {
-		lines = append(lines, "Not in here: ICMP, which is not recorded where nonTCP: allow allows it, and which rules then deny.")
 	}
 	return lines
 }
@@ -249,9 +234,6 @@ func (d *draft) finish() {
 	if len(d.ports) > policy.MaxPorts {
 		d.notes = append(d.notes, fmt.Sprintf("all ports, since it was called on %d", len(d.ports)))
 		d.ports = nil
-	}
-	if d.proto == unix.IPPROTO_UDP && d.dir == policy.Egress && len(d.ports) > 0 && d.ports[0] >= firstLocalPort {
-		d.notes = append(d.notes, "answers only? They need no rule")
 	}
 }
 

@@ -82,12 +82,7 @@ func initPolicy(e *env, pod, name string) (string, error) {
 	if name != "" {
 		base.Metadata.Name = name
 	}
-	g := gather(base, pods, list)
-	if g.unknown > 0 && !g.known && !isRuled(p) {
-		return "", fmt.Errorf("policy %s has no rules, so mode audit did not record who called whom inside the pod: "+
-			"add `rules: [{role: sidecar, egress: [], ingress: []}]` below its spec, apply it (nothing is denied), and let the pod work", pods[0].Policy)
-	}
-	return starter(base, note, g)
+	return starter(base, note, gather(base, pods, list))
 }
 
 // policyOf is what the pod is under, and a line that says where it is from.
@@ -121,12 +116,6 @@ func withoutTraffic(p *policy.PodPolicy) *policy.PodPolicy {
 	return &base
 }
 
-// isRuled tells whether a policy has rules about traffic, even if they allow
-// nothing. Only then the kernel looks who is at the other end.
-func isRuled(p *policy.PodPolicy) bool {
-	return slices.ContainsFunc(p.Spec.Rules, func(r policy.SubjectRules) bool { return r.Egress != nil || r.Ingress != nil })
-}
-
 // starter writes base with rules for what was gathered.
 func starter(base *policy.PodPolicy, note string, g *gathered) (string, error) {
 	p := *base
@@ -155,7 +144,7 @@ func starter(base *policy.PodPolicy, note string, g *gathered) (string, error) {
 	fmt.Fprintf(&b, "# What mode audit saw. Read it before you enforce it: what happens once a month may not be in it, and a\n"+
 		"# network is often meant where addresses were called.\n# %s\n", note)
 	b.WriteString(annotate(string(text), comments))
-	for _, line := range g.leftOver(base) {
+	for _, line := range g.leftOver() {
 		fmt.Fprintf(&b, "# %s\n", line)
 	}
 	return b.String(), nil

@@ -172,7 +172,7 @@ func (w *world) process(ns *cgroups.Netns) *container {
 	must(w.t, err)
 	defer dir.Close()
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), envProcess+"=1", "GORACE=atexit_sleep_ms=0", "GODEBUG=multipathtcp=0")
+	cmd.Env = append(os.Environ(), envProcess+"=1", "GORACE=atexit_sleep_ms=0")
 	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
 	in, err := cmd.StdinPipe()
 	must(w.t, err)

@@ -156,17 +156,16 @@ func TestPolicyCommands(t *testing.T) {
 	p.wantEnforced(p.app)
 	p.wantServed()
 
-	// Audit: what would be denied happens, and is written down. The sidecar's rules
-	// make the kernel look who is at the other end.
-	p.policy(0, []string{"in force in 1 pod\n"}, "apply", p.edited("  mode: audit\n  rules: [{role: sidecar, egress: [], ingress: []}]\n"))
+	// Audit: what would be denied happens, and is written down.
+	p.policy(0, []string{"in force in 1 pod\n"}, "apply", p.edited("  mode: audit\n"))
 	if r := p.probe(p.app, udp(newNonce())...); !r.OK {
 		t.Errorf("UDP under audit: %s", r)
 	}
 	p.wantCarried(p.app)
 	p.wantServed()
 	name := status(t).Pods[0].Pod
-	p.policy(0, []string{"policy_egress", "policy_ingress", "udp", "- role: sidecar\n"}, "audit", "--pod", name)
-	starter := p.policy(0, []string{"mode: audit", "protocol: udp"}, "init", "--pod", name)
+	p.policy(0, []string{"udp", "- role: app\n"}, "audit", "--pod", name)
+	starter := p.policy(0, []string{"mode: audit", "protocol: udp", "- role: sidecar\n"}, "init", "--pod", name)
 
 	// Enforced, it lets the pod do that and nothing else.
 	enforced := filepath.Join(t.TempDir(), "starter.yaml")

@@ -343,10 +343,10 @@ type verdictsSgSeen struct {
 	Peer        uint64
 	Addr        verdictsSgAddr
 	Port        uint16
-	Proto       uint8
+	Proto       uint16
 	Dir         uint8
 	Reason      uint8
-	Reserved    [3]uint8
+	Reserved    uint16
 }
 
 type verdictsSgSeenCount struct {

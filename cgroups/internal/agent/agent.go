@@ -295,7 +295,6 @@ func (s *server) listen(r Request) (a Answer, err error) {
 		})
 		return errors.Join(err, serr)
 	}}
-	lc.SetMultipathTCP(false)
 	l, err := lc.Listen(context.Background(), r.Network, r.Addr)
 	if err != nil {
 		return a, err
@@ -508,9 +507,22 @@ func sockopt(r Request) (a Answer, err error) {
 	return a, err
 }
 
-// echoRequest pings an IPv4 address through a ping socket (icmp(7)).
+// echoRequest pings an address through a ping socket (icmp(7)), which it connects
+// first.
 func echoRequest(addr string) error {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.IPPROTO_ICMP)
+	ip, err := netip.ParseAddr(addr)
+	if err != nil {
+		return err
+	}
+	family, proto, kind := unix.AF_INET, unix.IPPROTO_ICMP, byte(8)
+	var sa unix.Sockaddr
+	if ip.Is4() {
+		sa = &unix.SockaddrInet4{Addr: ip.As4()}
+	} else {
+		family, proto, kind = unix.AF_INET6, unix.IPPROTO_ICMPV6, 128
+		sa = &unix.SockaddrInet6{Addr: ip.As16()}
+	}
+	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, proto)
 	if err != nil {
 		return err
 	}
@@ -518,8 +530,10 @@ func echoRequest(addr string) error {
 	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 1}); err != nil {
 		return err
 	}
-	sa := &unix.SockaddrInet4{Addr: [4]byte(net.ParseIP(addr).To4())}
-	if err := unix.Sendto(fd, []byte{8, 0, 0, 0, 0, 0, 0, 1}, 0, sa); err != nil {
+	if err := unix.Connect(fd, sa); err != nil {
+		return err
+	}
+	if _, err := unix.Write(fd, []byte{kind, 0, 0, 0, 0, 0, 0, 1}); err != nil {
 		return err
 	}
 	_, _, err = unix.Recvfrom(fd, make([]byte, 64), 0)
