@@ -445,7 +445,7 @@ func TestEnums(t *testing.T) {
 		"sg_policy_flags": {
 			"SG_POLICY_NON_TCP": uint64(PolicyNonTCP), "SG_POLICY_SOCKNAME": uint64(PolicySockName), "SG_POLICY_AUDIT": uint64(PolicyAudit),
 			"SG_POLICY_RULED": uint64(PolicyRuled), "SG_POLICY_NAMES": uint64(PolicyNames), "SG_POLICY_PREFIXES": uint64(PolicyPrefixes),
-			"SG_POLICY_WORLD": uint64(PolicyWorld), "SG_POLICY_FILES": uint64(PolicyFiles),
+			"SG_POLICY_WORLD": uint64(PolicyWorld), "SG_POLICY_FILES": uint64(PolicyFiles), "SG_POLICY_ADMIN": uint64(PolicyAdmin),
 		},
 		"sg_sock_flags": {
 			"SG_SOCK_REDIRECTED": uint64(SockRedirected), "SG_SOCK_DNS": uint64(SockDNS), "SG_SOCK_PASSIVE": uint64(SockPassive),

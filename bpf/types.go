@@ -59,6 +59,7 @@ const (
 	PolicyPrefixes uint32 = 32
 	PolicyWorld    uint32 = 64
 	PolicyFiles    uint32 = 128
+	PolicyAdmin    uint32 = 256
 )
 
 // Flags of a subject (enum sg_subject_flags).

@@ -33,6 +33,9 @@ type Container struct {
 	PolicyName string
 	Source     Source // of Policy
 	PID        int    // its init process, which must not have run yet
+	// Capabilities are those of all sets that its configuration gives it, by
+	// their names in capabilities(7).
+	Capabilities []string
 	// Rootfs is the container's root directory as its init process sees it:
 	// "" once it has been made its root.
 	Rootfs string
@@ -81,6 +84,9 @@ func (s *Store) Attach(ns *Netns, c *Container) (att Attached, err error) {
 	if err == nil && c.Name == "" && pol.entry.Flags&bpf.PolicyNames != 0 {
 		err = fmt.Errorf("policy %s has rules for containers by name, and its runtime does not tell its name: write rules for roles",
 			bpf.CString(pol.info.Name[:]))
+	}
+	if err == nil {
+		err = checkCapabilities(c, role, pol)
 	}
 	if err != nil {
 		return att, fmt.Errorf("container %s: %w", c, err)

@@ -126,8 +126,8 @@ func texts(rules []policy.RuleInfo) (lines []string) {
 }
 
 func settingsLine(s policy.Settings) string {
-	return fmt.Sprintf("mode %s, outbound %d, inbound %d, dns %d, nonTCP %s, init %s, sidecar's ports %v",
-		s.Mode, s.Outbound, s.Inbound, s.DNS, s.NonTCP, s.Init, s.Reserved)
+	return fmt.Sprintf("mode %s, outbound %d, inbound %d, dns %d, nonTCP %s, init %s, adminCapabilities %s, sidecar's ports %v",
+		s.Mode, s.Outbound, s.Inbound, s.DNS, s.NonTCP, s.Init, s.AdminCapabilities, s.Reserved)
 }
 
 // ReasonText says in words what the name of a drop counter means.

@@ -277,6 +277,9 @@ func policyEntry(c *policy.Compiled, rev uint32) (bpf.Policy, error) {
 	if c.NonTCP == policy.ActionAllow {
 		e.Flags |= bpf.PolicyNonTCP
 	}
+	if c.AdminCapabilities == policy.ActionAllow {
+		e.Flags |= bpf.PolicyAdmin
+	}
 	if c.Getsockname == policy.SockNameOriginal {
 		e.Flags |= bpf.PolicySockName
 	}

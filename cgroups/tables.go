@@ -32,6 +32,9 @@ func (t *tables) Settings() policy.Settings {
 	if e.Flags&bpf.PolicyNonTCP != 0 {
 		st.NonTCP = policy.ActionAllow
 	}
+	if e.Flags&bpf.PolicyAdmin != 0 {
+		st.AdminCapabilities = policy.ActionAllow
+	}
 	for _, r := range e.Reserved[:e.Nreserved] {
 		st.Reserved = append(st.Reserved, policy.PortRange{First: r.Lo, Last: r.Hi})
 	}

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -99,8 +100,9 @@ func createRuntime(e env, st *specs.State) error {
 	if st.Pid <= 0 {
 		return errors.New("its state has no pid: this hook belongs to stage createRuntime")
 	}
-	if _, err := os.Stat(filepath.Join(st.Bundle, "config.json")); st.Bundle == "" || err != nil {
-		return fmt.Errorf("its bundle %q has no config.json", st.Bundle)
+	conf, err := readConfiguration(st.Bundle)
+	if err != nil {
+		return err
 	}
 	if _, err := os.Stat(fmt.Sprintf("/proc/%d", st.Pid)); errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("its process %d does not exist", st.Pid)
@@ -110,7 +112,7 @@ func createRuntime(e env, st *specs.State) error {
 			return err
 		}
 	}
-	att, err := attach(e, st, req, name)
+	att, err := attach(e, st, conf, req, name)
 	if err != nil {
 		return err
 	}
@@ -130,7 +132,7 @@ func createRuntime(e env, st *specs.State) error {
 	return nil
 }
 
-func attach(e env, st *specs.State, req policy.Request, name string) (att cgroups.Attached, err error) {
+func attach(e env, st *specs.State, conf *configuration, req policy.Request, name string) (att cgroups.Attached, err error) {
 	ns, err := cgroups.NetnsOf(st.Pid)
 	if err != nil {
 		return att, err
@@ -152,15 +154,15 @@ func attach(e env, st *specs.State, req policy.Request, name string) (att cgroup
 		Runtime: runtimeOf(st),
 		Role:    req.Role,
 		PID:     st.Pid,
+
+		Capabilities: conf.capabilities(),
 	}
 	// Before anything is loaded, so that a wrong policy leaves nothing in the kernel.
 	if err := choosePolicy(e, s, ns, req, c); err != nil {
 		return att, err
 	}
 	if c.Policy != nil && c.Policy.NamesExecutables() {
-		if c.Rootfs, err = rootfs(st.Bundle); err != nil {
-			return att, err
-		}
+		c.Rootfs = conf.rootfs(st.Bundle)
 	}
 	if s == nil {
 		if s, err = cgroups.Open(e.state); err != nil {
@@ -213,25 +215,46 @@ func choosePolicy(e env, s *cgroups.Store, ns *cgroups.Netns, req policy.Request
 	return err
 }
 
+// configuration is what is needed of a bundle's config.json (runtime-spec,
+// "Configuration").
+type configuration struct {
+	Root struct {
+		Path string `json:"path"`
+	} `json:"root"`
+	Process struct {
+		Capabilities map[string][]string `json:"capabilities"` // by set
+	} `json:"process"`
+}
+
+func readConfiguration(bundle string) (*configuration, error) {
+	file := filepath.Join(bundle, "config.json")
+	b, err := os.ReadFile(file)
+	if bundle == "" || errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("its bundle %q has no config.json", bundle)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read its configuration: %w", err)
+	}
+	var c configuration
+	if err := json.Unmarshal(b, &c); err != nil {
+		return nil, fmt.Errorf("its configuration %s is no OCI configuration: %w", file, err)
+	}
+	return &c, nil
+}
+
 // rootfs returns the container's root directory, which its init process has not
 // entered yet at createRuntime (runtime-spec, "Root" and "createRuntime Hooks").
-func rootfs(bundle string) (string, error) {
-	b, err := os.ReadFile(filepath.Join(bundle, "config.json"))
-	if err != nil {
-		return "", fmt.Errorf("read its configuration: %w", err)
+func (c *configuration) rootfs(bundle string) string {
+	if filepath.IsAbs(c.Root.Path) {
+		return c.Root.Path
 	}
-	var spec struct {
-		Root struct {
-			Path string `json:"path"`
-		} `json:"root"`
-	}
-	if err := json.Unmarshal(b, &spec); err != nil {
-		return "", fmt.Errorf("its configuration %s is not JSON: %w", filepath.Join(bundle, "config.json"), err)
-	}
-	if filepath.IsAbs(spec.Root.Path) {
-		return spec.Root.Path, nil
-	}
-	return filepath.Join(bundle, spec.Root.Path), nil
+	return filepath.Join(bundle, c.Root.Path)
+}
+
+// capabilities are those of all sets: what only the bounding set has, a program
+// with file capabilities or set-user-ID root can get.
+func (c *configuration) capabilities() []string {
+	return slices.Concat(slices.Collect(maps.Values(c.Process.Capabilities))...)
 }
 
 // podmanName finds the container's name, which podman does not tell hooks, where

@@ -169,6 +169,49 @@ func TestContainerThatCannotBeAttached(t *testing.T) {
 	}
 }
 
+// TestAdminCapabilities: whatever set has them, who could get out of the policy
+// that binds it does not start.
+func TestAdminCapabilities(t *testing.T) {
+	state := newState(t)
+	const ruled = "  rules: [{role: sidecar, egress: []}]\n"
+	for _, tc := range []struct {
+		name, config, role, spec string
+		flags                    uintptr
+		want                     string // part of the error
+	}{
+		{"none", `{}`, "app", "", 0, ""},
+		{"others", `{"bounding":["CAP_NET_RAW","CAP_SYS_PTRACE"]}`, "app", "", 0, ""},
+		{"NET_ADMIN", `{"bounding":["CAP_CHOWN","CAP_NET_ADMIN"]}`, "app", "", 0, "CAP_NET_ADMIN"},
+		{"NET_ADMIN, in another set", `{"bounding":[],"ambient":["CAP_NET_ADMIN"]}`, "app", "", 0, "CAP_NET_ADMIN"},
+		{"NET_ADMIN, init container", `{"permitted":["CAP_NET_ADMIN"]}`, "init", "", 0, "CAP_NET_ADMIN"},
+		{"NET_ADMIN, user namespace", `{"bounding":["CAP_NET_ADMIN"]}`, "app", "", syscall.CLONE_NEWUSER, "CAP_NET_ADMIN"},
+		{"NET_ADMIN, sidecar", `{"bounding":["CAP_NET_ADMIN"]}`, "sidecar", "", 0, ""},
+		{"NET_ADMIN, sidecar with rules", `{"bounding":["CAP_NET_ADMIN"]}`, "sidecar", ruled, 0, "CAP_NET_ADMIN"},
+		{"NET_ADMIN, exempt", `{"bounding":["CAP_NET_ADMIN"]}`, "none", "", 0, ""},
+		{"NET_ADMIN, allowed", `{"bounding":["CAP_NET_ADMIN"]}`, "app", "  adminCapabilities: allow\n", 0, ""},
+		{"NET_ADMIN, audit", `{"bounding":["CAP_NET_ADMIN"]}`, "app", "  mode: audit\n", 0, ""},
+		{"SYS_ADMIN", `{"effective":["CAP_SYS_ADMIN"]}`, "app", "", 0, "CAP_SYS_ADMIN"},
+		{"SYS_ADMIN, user namespace", `{"effective":["CAP_SYS_ADMIN"]}`, "app", "", syscall.CLONE_NEWUSER, ""},
+		{"SYS_MODULE", `{"inheritable":["CAP_SYS_MODULE"]}`, "app", "", 0, "CAP_SYS_MODULE"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			c := newContainer(t, syscall.CLONE_NEWNET|tc.flags)
+			must(t, os.WriteFile(filepath.Join(c.bundle, "config.json"), []byte(`{"process":{"capabilities":`+tc.config+`}}`), 0o644))
+			st := c.state(map[string]string{policy.KeyRole: tc.role, policy.KeyPolicy: "mesh"})
+			dir := policies(t, map[string]string{"mesh.yaml": mesh + tc.spec})
+			err := call(t, state, dir, "createRuntime", st)
+			if tc.want == "" {
+				must(t, err)
+				c.stop()
+				must(t, call(t, state, dir, "poststop", st))
+			} else {
+				wantError(t, err, 1, tc.want, "take that away", "adminCapabilities: allow into policy mesh")
+			}
+			wantNothing(t, state, c)
+		})
+	}
+}
+
 func TestWrongUsage(t *testing.T) {
 	state := newState(t)
 	for _, args := range [][]string{nil, {"hook"}, {"hook", ""}, {"hook", "poststart"}, {"hook", "createRuntime", "poststop"}, {"hook", "--help"}} {

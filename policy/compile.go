@@ -53,7 +53,7 @@ func (p *PodPolicy) compile() (*Compiled, []problem) {
 	k.labels("metadata.labels", p.Metadata.Labels)
 	k.selector("spec.podSelector", p.Spec.PodSelector)
 	k.roles("spec.roles", p.Spec.Roles)
-	c := &Compiled{Name: p.Metadata.Name, Mode: p.Spec.Mode, NonTCP: p.Spec.NonTCP, Init: p.Spec.Init}
+	c := &Compiled{Name: p.Metadata.Name, Mode: p.Spec.Mode, NonTCP: p.Spec.NonTCP, Init: p.Spec.Init, AdminCapabilities: p.Spec.AdminCapabilities}
 	k.redirect(c, p.Spec.Redirect)
 	k.reserved(c, p.Spec.SidecarPorts)
 	k.rules(c, p)
@@ -62,6 +62,9 @@ func (p *PodPolicy) compile() (*Compiled, []problem) {
 	}
 	if int(p.Spec.NonTCP) >= len(actionWords()) {
 		k.add("spec.nonTCP", "%s does not exist: use %s", p.Spec.NonTCP, or(actionWords()))
+	}
+	if int(p.Spec.AdminCapabilities) >= len(actionWords()) {
+		k.add("spec.adminCapabilities", "%s does not exist: use %s", p.Spec.AdminCapabilities, or(actionWords()))
 	}
 	if int(p.Spec.Init) >= len(initWords()) {
 		k.add("spec.init", "%s does not exist: use %s", p.Spec.Init, or(initWords()))

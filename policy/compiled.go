@@ -42,6 +42,8 @@ type Compiled struct {
 	Reserved []PortRange
 	NonTCP   Action
 	Init     InitMode
+	// AdminCapabilities is asked when a container starts.
+	AdminCapabilities Action
 	// Subjects are those that have rules, sorted by ID.
 	Subjects []Subject
 	// Prefixes say which class an outside address is of: that of the longest one that covers it, or 0.

@@ -27,6 +27,7 @@ type Settings struct {
 	Mode                   Mode
 	Outbound, Inbound, DNS uint16
 	NonTCP                 Action
+	AdminCapabilities      Action
 	Init                   InitMode
 	Reserved               []PortRange
 }

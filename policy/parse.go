@@ -407,7 +407,7 @@ func (d *decoder) spec(top fields, out *Spec) {
 	if n == nil {
 		return
 	}
-	f, ok := d.object("spec", n, "mode", "podSelector", "roles", "redirect", "sidecarPorts", "exclude", "nonTCP", "init", "rules")
+	f, ok := d.object("spec", n, "mode", "podSelector", "roles", "redirect", "sidecarPorts", "exclude", "nonTCP", "init", "adminCapabilities", "rules")
 	if !ok {
 		return
 	}
@@ -429,6 +429,7 @@ func (d *decoder) spec(top fields, out *Spec) {
 	}
 	out.NonTCP = Action(d.oneOf("spec.nonTCP", f["nonTCP"], actionWords()))
 	out.Init = InitMode(d.oneOf("spec.init", f["init"], initWords()))
+	out.AdminCapabilities = Action(d.oneOf("spec.adminCapabilities", f["adminCapabilities"], actionWords()))
 	out.Mode = Mode(d.oneOf("spec.mode", f["mode"], modeWords()))
 	d.list("spec.rules", f["rules"], func(path string, n ast.Node) {
 		out.Rules = append(out.Rules, d.subjectRules(path, n))

@@ -89,6 +89,10 @@ type Spec struct {
 	// Init says how init containers are treated: as apps are (sidecar, the default), without going through the sidecar
 	// (direct), or with no network (deny).
 	Init InitMode `yaml:"init" json:"init"`
+	// AdminCapabilities says whether containers may start that have CAP_NET_ADMIN, CAP_SYS_ADMIN or CAP_SYS_MODULE, with
+	// which they can change what others of the pod send, what the host has, or what enforces. The default is deny. It is
+	// not asked of a sidecar, or of a container outside the mesh, under a policy without rules: nothing binds those.
+	AdminCapabilities Action `yaml:"adminCapabilities,omitempty" json:"adminCapabilities,omitempty"`
 	// Mode says whether what the policy denies is denied (enforce, the default), or counted and recorded only (audit).
 	Mode Mode `yaml:"mode,omitempty" json:"mode,omitempty"`
 	// Rules say what each role, or container, may reach and be reached by, at all.

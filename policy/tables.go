@@ -35,7 +35,7 @@ type memory struct {
 func (t *memory) Settings() Settings {
 	return Settings{
 		Mode: t.c.Mode, Outbound: t.c.Outbound, Inbound: t.c.Inbound, DNS: t.c.DNS,
-		NonTCP: t.c.NonTCP, Init: t.c.Init, Reserved: t.c.Reserved,
+		NonTCP: t.c.NonTCP, Init: t.c.Init, AdminCapabilities: t.c.AdminCapabilities, Reserved: t.c.Reserved,
 	}
 }
 

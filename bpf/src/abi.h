@@ -146,6 +146,7 @@ enum sg_policy_flags {
 	SG_POLICY_PREFIXES = 32, /* map prefixes has some */
 	SG_POLICY_WORLD = 64, /* some rule is about world or host */
 	SG_POLICY_FILES = 128, /* map executables has some for it */
+	SG_POLICY_ADMIN = 256, /* for user space: adminCapabilities: allow */
 };
 
 /*

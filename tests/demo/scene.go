@@ -34,6 +34,7 @@ metadata:
 spec:
   redirect: {getsockname: original} # HAProxy asks SO_ORIGINAL_DST for IPv4 only
   sidecarPorts: [15000] # HAProxy's own
+  adminCapabilities: allow # so that what holds even then is seen
 `
 
 // runSide makes a fresh pod and all attempts in it, in order.

@@ -53,6 +53,29 @@ func TestStartFailsWithAMessage(t *testing.T) {
 	p.wantDirect(other, udp(newNonce()))
 }
 
+// TestAdminCapabilities: a container that could get out of its policy does not
+// start, unless the policy says that it may.
+func TestAdminCapabilities(t *testing.T) {
+	ctx := begin(t)
+	hooks, err := writeHooks(t.TempDir(), hookBinary(), map[string]string{
+		"mesh.yaml": strings.Replace(policies["mesh.yaml"], "adminCapabilities: allow", "adminCapabilities: deny", 1),
+	})
+	must(t, err)
+	p := newPod(ctx, t, hooks)
+	p.startSidecar()
+	run := func(name string, opts lab.ContainerOptions) (*lab.Container, error) {
+		opts.Annotations, opts.Args = appAnnotations(), []string{"/bin/sleep", "60"}
+		return p.Run(ctx, name, lab.AppImage, opts)
+	}
+	_, err = run("admin", lab.ContainerOptions{CapAdd: []string{"NET_ADMIN"}})
+	wantMessage(t, err, "CAP_NET_ADMIN", "adminCapabilities: allow into policy mesh")
+	_, err = run("system", lab.ContainerOptions{CapAdd: []string{"SYS_ADMIN"}})
+	wantMessage(t, err, "CAP_SYS_ADMIN", "leave its cgroup")
+	app, err := run("plain", lab.ContainerOptions{CapAdd: []string{"NET_RAW"}})
+	must(t, err)
+	p.wantEnforced(app)
+}
+
 // wantMessage fails the test unless podman's error has one line with "sidegate:"
 // and all words.
 func wantMessage(t *testing.T, err error, words ...string) {

@@ -34,6 +34,7 @@ metadata:
   name: tamper
 spec:
   sidecarPorts: [9901]
+  adminCapabilities: allow
   rules:
   - role: app
     egress:

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cgroups
+
+import (
+	"fmt"
+	"os"
+	"slices"
+
+	"sidegate/bpf"
+)
+
+// adminCapabilities are those with which a container gets round what is enforced,
+// and how. Where it has a user namespace of its own only the first is of any use
+// (user_namespaces(7)): a pod's network namespace may belong to that.
+var adminCapabilities = []struct {
+	name, how string
+	anywhere  bool
+}{
+	{"CAP_NET_ADMIN", "it can rewrite what others of its pod send, and, without a user namespace, add devices of the host to it", true},
+	{"CAP_SYS_ADMIN", "it can leave its cgroup, and undo what is attached there", false},
+	{"CAP_SYS_MODULE", "it can load code into the kernel", false},
+}
+
+// checkCapabilities refuses a container that the policy binds, if it could get out
+// of that.
+func checkCapabilities(c *Container, role bpf.Role, pol *applied) error {
+	free := (role == bpf.RoleSidecar || role == bpf.RoleExempt) && pol.entry.Flags&bpf.PolicyRuled == 0
+	if free || pol.entry.Flags&(bpf.PolicyAdmin|bpf.PolicyAudit) != 0 {
+		return nil
+	}
+	for _, a := range adminCapabilities {
+		if !slices.Contains(c.Capabilities, a.name) {
+			continue
+		}
+		if !a.anywhere {
+			own, err := ownUserns(c.PID)
+			if err != nil {
+				return err
+			}
+			if own {
+				continue
+			}
+		}
+		return fmt.Errorf("it has %s, with which %s: take that away (a mesh needs no capabilities here), or write adminCapabilities: allow into policy %s",
+			a.name, a.how, bpf.CString(pol.info.Name[:]))
+	}
+	return nil
+}
+
+// ownUserns tells whether a process has another user namespace than this one.
+func ownUserns(pid int) (bool, error) {
+	its, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/user", pid))
+	if err != nil {
+		return false, fmt.Errorf("find its user namespace: %w", err)
+	}
+	ours, err := os.Readlink("/proc/self/ns/user")
+	if err != nil {
+		return false, fmt.Errorf("find the host's user namespace: %w", err)
+	}
+	return its != ours, nil
+}
