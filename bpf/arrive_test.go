@@ -10,7 +10,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"sidegate/bpf/internal/verdicts"
+	"sidegate/bpf/verdicts"
 )
 
 // sender is a socket that a packet seems to come from: the local end of it.

@@ -15,7 +15,7 @@ import (
 
 	"github.com/cilium/ebpf"
 
-	"sidegate/bpf/internal/verdicts"
+	"sidegate/bpf/verdicts"
 )
 
 func TestMain(m *testing.M) {

@@ -9,7 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"sidegate/bpf/internal/verdicts"
+	"sidegate/bpf/verdicts"
 )
 
 // The decisions once more, in Go and as plainly as can be: what the comments of

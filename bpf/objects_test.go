@@ -12,7 +12,7 @@ import (
 	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
 
-	"sidegate/bpf/internal/verdicts"
+	"sidegate/bpf/verdicts"
 )
 
 func nodeSpec(t testing.TB) *ebpf.CollectionSpec { return parse(t, loadNode) }

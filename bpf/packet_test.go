@@ -13,7 +13,7 @@ import (
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
-	"sidegate/bpf/internal/verdicts"
+	"sidegate/bpf/verdicts"
 )
 
 // orphans are frames, and whether a pod's device lets them out if they have no
@@ -577,7 +577,8 @@ func (t *tables) wantView(c Container, frame []byte, lo bool, flags uint32, know
 	rules := t.policy.Flags&PolicyRuled != 0
 	switch inside := lo || rules && isLocal(p.src); {
 	case !inside:
-		v.In = t.flow(end, p, dirIngress, calls(p) || rules && p.proto == unix.IPPROTO_UDP)
+		// And one that comes answers what the socket has sent, of which here is none.
+		v.In = t.flow(end, p, dirIngress, asksForSender(p))
 	case rules && !carried && ruled:
 		v.In.Local, v.In.Inside = 1, uint8(verdicts.InsideIngress)
 	case rules && asksForSender(p):
@@ -696,7 +697,7 @@ func TestFlows(t *testing.T) {
 				}
 				in := f.view(t, tab, self, segment(c.dst, own, proto, back, c.fragment), false, 0)
 				// The socket has sent no datagram, so a rule of its own has nothing to answer.
-				want := c.ingress || c.egress && !(ruled && c.udp)
+				want := c.ingress || c.egress && !c.udp
 				if let, other := says(in.In); let != want || other || in.Malformed != 0 || in.In.Local != 0 {
 					t.Errorf("in: %+v, want %v", in, want)
 				}

@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"sidegate/bpf/internal/verdicts"
+	"sidegate/bpf/verdicts"
 )
 
 // ask asks the kernel's tables.

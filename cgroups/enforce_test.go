@@ -226,6 +226,21 @@ func TestInboundUDPDoesNotReachTheApp(t *testing.T) {
 	}
 }
 
+// TestWhatMayGoOutAdmitsAnswersOnly: a network that an app may send datagrams to
+// sends it none that it has not asked for, also without rules.
+func TestWhatMayGoOutAdmitsAnswersOnly(t *testing.T) {
+	m := newMeshPod(t, parse(t, "  exclude: {egress: [{cidr: 192.0.2.0/24, protocol: udp}]}\n"))
+	udpListen(t, m.app, "app", pod4+":5353")
+	call := agent.Request{Op: "udp", Network: "udp", Addr: pod4 + ":5353", Data: "x"}
+	wantErr(t, "unasked", m.out.Do(t, call), "ETIMEDOUT")
+	for _, connected := range []bool{false, true} {
+		got := m.app.Do(t, agent.Request{Op: "udp", Network: "udp", Addr: outside4 + ":53", Data: "q", Connected: connected})
+		if got.Data != "outside:q" {
+			t.Errorf("the app asks, connected %v: %+v", connected, got)
+		}
+	}
+}
+
 func TestDNSGoesToTheSidecar(t *testing.T) {
 	m := newMeshPod(t, parse(t, "  redirect: {dns: 15053}\n"))
 	udpListen(t, m.sidecar, "dns", "127.0.0.1:15053")

@@ -305,6 +305,45 @@ func TestAudit(t *testing.T) {
 	}
 }
 
+// TestSCTP: without rules an app has none; with them, it goes outside by rule, and
+// inside the pod it goes nowhere.
+func TestSCTP(t *testing.T) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_SCTP)
+	if errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.ESOCKTNOSUPPORT) {
+		t.Skip("this kernel has no SCTP; Debian's in the VM have")
+	}
+	must(t, err)
+	must(t, unix.Close(fd))
+	m := newMeshPod(t, parse(t, "  nonTCP: allow\n"))
+	wantErr(t, "outside listens", m.out.Do(t, agent.Request{Op: "sctplisten", Addr: "80"}), "")
+	wantErr(t, "sidecar listens", m.sidecar.Do(t, agent.Request{Op: "sctplisten", Addr: "8000"}), "")
+	try := func(what string, from *agent.Agent, addr string, errs ...string) {
+		t.Helper()
+		if got := from.Do(t, agent.Request{Op: "sctp", Addr: addr}); !slices.Contains(errs, got.Err) {
+			t.Errorf("%s: error %q, want one of %q", what, got.Err, errs)
+		}
+	}
+	try("app without rules", m.app, outside4+":80", "EPROTONOSUPPORT")
+	try("sidecar without rules", m.sidecar, outside4+":80", "")
+	try("sidecar to itself", m.sidecar, "127.0.0.1:8000", "")
+	m.apply(`  rules:
+  - role: app
+    egress:
+    - {to: [{cidr: 192.0.2.0/24}], protocol: sctp, ports: [80]}
+    - {to: [{role: sidecar}], protocol: any}
+    ingress: []
+`)
+	// connect(2) of SCTP passes the hooks for TCP's on no kernel: its packets stop.
+	lost := []string{"EPERM", "EINPROGRESS", "EAGAIN", "ETIMEDOUT", "ECONNREFUSED", "EACCES"}
+	try("app by rule", m.app, outside4+":80", "")
+	try("app to another port", m.app, outside4+":81", lost...)
+	try("app to the sidecar, which a rule for any cannot let through", m.app, "127.0.0.1:8000", lost...)
+	try("app to the sidecar by the pod's address", m.app, pod4+":8000", lost...)
+	if d := m.drops("app"); d["policy_egress"] == 0 {
+		t.Errorf("nothing is counted: %v", d)
+	}
+}
+
 // TestAuditTellsCallersFromCalled: also of a policy without rules, it is known who
 // called whom, and what is an answer is no call.
 func TestAuditTellsCallersFromCalled(t *testing.T) {

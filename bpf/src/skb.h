@@ -155,7 +155,7 @@ sg_flow_in(struct __sk_buff *skb, const struct sg_policy *policy,
 			f.inside = sg_arrives(skb, policy, end, p, peer);
 		return f;
 	}
-	if ((policy->flags & SG_POLICY_RULED) && p->proto == SG_IPPROTO_UDP)
+	if (p->proto == SG_IPPROTO_UDP)
 		opening = !sg_sock_has(skb, SG_SOCK_SENT);
 	sg_packet_outside(policy, end, p, SG_DIR_INGRESS, opening, &f);
 	return f;

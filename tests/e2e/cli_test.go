@@ -387,7 +387,7 @@ func TestInstall(t *testing.T) {
 
 	// With the policy that is built in.
 	p := newPod(ctx, t, here)
-	p.app, err = p.StartApp(ctx, powerful(map[string]string{"sidegate/role": "app"}))
+	p.app, err = p.StartApp(ctx, lab.ContainerOptions{Annotations: map[string]string{"sidegate/role": "app"}, CapAdd: []string{"NET_RAW"}})
 	must(t, err)
 	p.wantClosed(p.app)
 	if c, ok := find(t, id(ctx, t, p.app)); !ok || c.Policy != "default" {

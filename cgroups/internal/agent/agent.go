@@ -18,6 +18,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -150,6 +151,10 @@ func (s *server) do(r Request) Answer {
 		a, err = sockopt(r)
 	case "echo":
 		err = echoRequest(r.Addr)
+	case "sctplisten": // at port Addr of all addresses
+		a.ID, err = s.sctpListen(r.Addr)
+	case "sctp": // connect to an IPv4 address and port
+		err = sctp(r.Addr)
 	case "mount9p": // port in Addr, directory in Data
 		err = unix.Mount("127.0.0.1", r.Data, "9p", 0, "trans=tcp,port="+r.Addr)
 	case "packet":
@@ -538,6 +543,40 @@ func echoRequest(addr string) error {
 	}
 	_, _, err = unix.Recvfrom(fd, make([]byte, 64), 0)
 	return err
+}
+
+func (s *server) sctpListen(port string) (int, error) {
+	n, err := strconv.ParseUint(port, 10, 16)
+	if err != nil {
+		return 0, err
+	}
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_SCTP)
+	if err != nil {
+		return 0, err
+	}
+	f := os.NewFile(uintptr(fd), "sctp")
+	if err := errors.Join(unix.Bind(fd, &unix.SockaddrInet4{Port: int(n)}), unix.Listen(fd, 8)); err != nil {
+		return 0, errors.Join(err, f.Close())
+	}
+	return s.keep(f), nil
+}
+
+// sctp opens an association and closes it.
+func sctp(addr string) error {
+	to, err := netip.ParseAddrPort(addr)
+	if err != nil {
+		return err
+	}
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_SCTP)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	// Of connect(2) too.
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &unix.Timeval{Sec: 1}); err != nil {
+		return err
+	}
+	return unix.Connect(fd, &unix.SockaddrInet4{Addr: to.Addr().As4(), Port: int(to.Port())})
 }
 
 // packet sends Frame as a whole frame through the device named Addr.
