@@ -4,6 +4,7 @@ package cgroups
 
 import (
 	"fmt"
+	mathbits "math/bits"
 	"os"
 	"slices"
 
@@ -22,30 +23,46 @@ var adminCapabilities = []struct {
 	{"CAP_SYS_MODULE", "it can load code into the kernel", false},
 }
 
-// checkCapabilities refuses a container that the policy binds, if it could get out
-// of that.
-func checkCapabilities(c *Container, role bpf.Role, pol *applied) error {
-	free := (role == bpf.RoleSidecar || role == bpf.RoleExempt) && pol.entry.Flags&bpf.PolicyRuled == 0
-	if free || pol.entry.Flags&(bpf.PolicyAdmin|bpf.PolicyAudit) != 0 {
-		return nil
-	}
-	for _, a := range adminCapabilities {
+// adminOf tells which of adminCapabilities a container has that are of use to it:
+// bit n stands for the nth.
+func adminOf(c *Container) (bits uint8, err error) {
+	for i, a := range adminCapabilities {
 		if !slices.Contains(c.Capabilities, a.name) {
 			continue
 		}
 		if !a.anywhere {
 			own, err := ownUserns(c.PID)
 			if err != nil {
-				return err
+				return 0, err
 			}
 			if own {
 				continue
 			}
 		}
-		return fmt.Errorf("it has %s, with which %s: take that away (a mesh needs no capabilities here), or write adminCapabilities: allow into policy %s",
-			a.name, a.how, bpf.CString(pol.info.Name[:]))
+		bits |= 1 << i
 	}
-	return nil
+	return bits, nil
+}
+
+func adminNames(bits uint8) (names []string) {
+	for i, a := range adminCapabilities {
+		if bits&(1<<i) != 0 {
+			names = append(names, a.name)
+		}
+	}
+	return names
+}
+
+// refusal says why a container that has these of adminCapabilities does not start:
+// the policy binds it, and it could get out of that.
+func refusal(bits uint8, role bpf.Role, pol *applied) string {
+	free := (role == bpf.RoleSidecar || role == bpf.RoleExempt) && pol.entry.Flags&bpf.PolicyRuled == 0
+	if bits == 0 || free || pol.entry.Flags&(bpf.PolicyAdmin|bpf.PolicyAudit) != 0 {
+		return ""
+	}
+	a := adminCapabilities[mathbits.TrailingZeros8(bits)]
+	return fmt.Sprintf("it has %s, with which %s: take that away (a mesh needs no capabilities here), or write adminCapabilities: allow into policy %s",
+		a.name, a.how, bpf.CString(pol.info.Name[:]))
 }
 
 // ownUserns tells whether a process has another user namespace than this one.

@@ -85,8 +85,12 @@ func (s *Store) Attach(ns *Netns, c *Container) (att Attached, err error) {
 		err = fmt.Errorf("policy %s has rules for containers by name, and its runtime does not tell its name: write rules for roles",
 			bpf.CString(pol.info.Name[:]))
 	}
+	admin := uint8(0)
 	if err == nil {
-		err = checkCapabilities(c, role, pol)
+		admin, err = adminOf(c)
+	}
+	if why := refusal(admin, role, pol); err == nil && why != "" {
+		err = errors.New(why)
 	}
 	if err != nil {
 		return att, fmt.Errorf("container %s: %w", c, err)
@@ -103,7 +107,7 @@ func (s *Store) Attach(ns *Netns, c *Container) (att Attached, err error) {
 		return att, err
 	}
 	err = s.transaction(dir, func(tmp string) error {
-		if err := s.putContainer(c, ns, entry, pol); err != nil {
+		if err := s.putContainer(c, ns, entry, pol, admin); err != nil {
 			return err
 		}
 		if c.Policy != nil {
@@ -265,9 +269,10 @@ func (s *Store) info(id uint64) (bpf.ContainerInfo, error) {
 	return info, nil
 }
 
-func (s *Store) putContainer(c *Container, ns *Netns, entry bpf.Container, pol *applied) error {
+func (s *Store) putContainer(c *Container, ns *Netns, entry bpf.Container, pol *applied, admin uint8) error {
 	info := bpf.ContainerInfo{
 		Role:       uint8(c.Role),
+		Admin:      admin,
 		Pid:        uint32(c.PID),
 		NetnsIno:   ns.Ino,
 		AttachedNs: uint64(time.Now().UnixNano()),

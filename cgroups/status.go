@@ -51,17 +51,21 @@ type PodStatus struct {
 
 // ContainerStatus is one registered container.
 type ContainerStatus struct {
-	ID       string            `json:"id"`
-	Name     string            `json:"name,omitempty"`
-	Runtime  string            `json:"runtime"`
-	Role     string            `json:"role"`
-	Policy   string            `json:"policy"`
-	PID      int               `json:"pid"`
-	CgroupID uint64            `json:"cgroupID"`
-	Cgroup   string            `json:"cgroup"`
-	Attached time.Time         `json:"attached"`
-	Hooks    []string          `json:"hooks"`
-	Missing  []string          `json:"missingHooks,omitempty"`
+	ID       string    `json:"id"`
+	Name     string    `json:"name,omitempty"`
+	Runtime  string    `json:"runtime"`
+	Role     string    `json:"role"`
+	Policy   string    `json:"policy"`
+	PID      int       `json:"pid"`
+	CgroupID uint64    `json:"cgroupID"`
+	Cgroup   string    `json:"cgroup"`
+	Attached time.Time `json:"attached"`
+	Hooks    []string  `json:"hooks"`
+	Missing  []string  `json:"missingHooks,omitempty"`
+	// Capabilities are those by which it could get out of its policy.
+	Capabilities []string `json:"capabilities,omitempty"`
+	// Refusal says why it would not start now. Empty: it would.
+	Refusal  string            `json:"refusal,omitempty"`
 	Counters map[string]uint64 `json:"counters"`
 	Drops    map[string]uint64 `json:"drops"`
 }
@@ -189,6 +193,9 @@ func (s *Store) containerStatus(cookie uint64, pol *applied) ([]ContainerStatus,
 			PID:      int(info.Pid),
 			CgroupID: id,
 			Attached: time.Unix(0, int64(info.AttachedNs)).UTC(),
+
+			Capabilities: adminNames(info.Admin),
+			Refusal:      refusal(info.Admin, entry.Role, pol),
 		}
 		if c.Cgroup, _, err = s.mount.PathOf(id); err != nil {
 			return nil, err

@@ -386,7 +386,8 @@ struct sg_container_info {
 	__u8 policy[SG_NAME + 1];
 	__u8 runtime[16];
 	__u8 role; /* as asked for: policy.Role */
-	__u8 reserved[3];
+	__u8 admin; /* capabilities by which it could get out, as bits */
+	__u8 reserved[2];
 	__u32 pid; /* init process at attach time, for display */
 	__u64 netns_ino;
 	__u64 attached_ns; /* CLOCK_REALTIME */

@@ -237,6 +237,7 @@ SG_INLINE int sg_do_connect(struct bpf_sock_addr *ctx, int v6)
 	struct sg_end end;
 	struct sg_sock *s;
 	__u64 cookie;
+	int audits;
 
 	if (!self)
 		return SG_REJECT;
@@ -273,17 +274,15 @@ SG_INLINE int sg_do_connect(struct bpf_sock_addr *ctx, int v6)
 		if (v.action == SG_REDIRECT &&
 		    !sg_has_listener(cookie, policy->outbound, sg_is_v4(&addr)))
 			v = sg_is(SG_DENY, SG_DROP_NO_LISTENER);
-		if (!sg_audits(ctx, self, &what, s->flags))
-			goto unrecorded;
-		if (v.action == SG_DENY)
-			sg_refuse(policy, self, v.counter, &what);
-		else
-			sg_record(self, &what);
-	unrecorded:
+		audits = sg_audits(ctx, self, &what, s->flags);
 		if (v.action == SG_DENY) {
+			if (audits)
+				sg_refuse(policy, self, v.counter, &what);
 			s->flags |= SG_SOCK_SENT;
 			return SG_PROCEED;
 		}
+		if (audits)
+			sg_record(self, &what);
 	}
 	sg_count(self->cgroup_id, v.counter);
 	switch (v.action) {

@@ -90,7 +90,8 @@ type verdictsSgContainerInfo struct {
 	Policy     [65]uint8
 	Runtime    [16]uint8
 	Role       uint8
-	Reserved   [3]uint8
+	Admin      uint8
+	Reserved   [2]uint8
 	Pid        uint32
 	_          [4]byte
 	NetnsIno   uint64

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -113,8 +114,24 @@ func applyOne(e *env, p *policy.PodPolicy, mark uint64) error {
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(e.stdout, "policy %s: in force in %s\n", c.Name, count(pods, "pod"))
-	return err
+	fmt.Fprintf(e.stdout, "policy %s: in force in %s\n", c.Name, count(pods, "pod"))
+	return warnOfRunning(e, c.Name)
+}
+
+// warnOfRunning tells of containers that run and would not start under the policy.
+func warnOfRunning(e *env, name string) error {
+	st, err := cgroups.ReadStatus(e.state)
+	if err != nil {
+		return err
+	}
+	for _, p := range st.Pods {
+		for _, c := range p.Containers {
+			if c.Policy == name && c.Refusal != "" {
+				fmt.Fprintf(e.stderr, "warning: container %s of pod %s runs on, and would not start now: %s\n", cmp.Or(c.Name, short(c.ID)), short(p.Pod), c.Refusal)
+			}
+		}
+	}
+	return nil
 }
 
 // applyFiles installs files in the directory, then applies them. If that fails,

@@ -128,6 +128,30 @@ func TestBrokenDefaultStays(t *testing.T) {
 	app.want("ECONNREFUSED", "dial", "tcp", "192.0.2.1:80")
 }
 
+// TestApplyNamesWhoWouldNotStart: a policy takes no capability from a container that
+// runs.
+func TestApplyNamesWhoWouldNotStart(t *testing.T) {
+	w := newWorld(t)
+	w.write("web.yaml", named("web", "  adminCapabilities: allow\n"))
+	w.capabilities = []string{"CAP_NET_ADMIN", "CAP_NET_RAW"}
+	w.start("shop", "app", policy.RoleApp, "web")
+	w.start("shop", "proxy", policy.RoleSidecar, "web")
+	if out := w.want(0, nil, "apply"); strings.Contains(out, "warning") {
+		t.Errorf("under a policy that allows it:\n%s", out)
+	}
+	w.write("web.yaml", named("web", "  nonTCP: allow\n"))
+	w.want(1, []string{"adminCapabilities allow", "adminCapabilities deny"}, "diff")
+	out := w.want(0, []string{"warning: container app of pod shop runs on", "CAP_NET_ADMIN", "adminCapabilities: allow into policy web"}, "apply")
+	if strings.Contains(out, "container proxy") {
+		t.Errorf("nothing binds the sidecar:\n%s", out)
+	}
+	w.write("web.yaml", named("web", "  rules: [{role: sidecar, egress: []}]\n"))
+	w.want(0, []string{"warning: container app", "warning: container proxy"}, "apply")
+	if out, _, _ := call(w.state, "status"); !strings.Contains(out, "app,CAP_NET_ADMIN") {
+		t.Errorf("status does not tell:\n%s", out)
+	}
+}
+
 // TestStatusTellsModeAndRevision of each pod.
 func TestStatusTellsModeAndRevision(t *testing.T) {
 	w, _, _ := meshPod(t, "  mode: audit\n")

@@ -83,7 +83,7 @@ func printPod(w io.Writer, p cgroups.PodStatus) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "  CONTAINER\tNAME\tROLE\tRUNTIME\tHOOKS\tCOUNTERS\tDROPS")
 	for _, c := range p.Containers {
-		fmt.Fprintf(t, "  %s\t%s\t%s\t%s\t%s\t%s\t%s\n", short(c.ID), cmp.Or(c.Name, "-"), c.Role, c.Runtime,
+		fmt.Fprintf(t, "  %s\t%s\t%s\t%s\t%s\t%s\t%s\n", short(c.ID), cmp.Or(c.Name, "-"), strings.Join(append([]string{c.Role}, c.Capabilities...), ","), c.Runtime,
 			hooks(c), counts(c.Counters), counts(c.Drops))
 	}
 	return t.Flush()

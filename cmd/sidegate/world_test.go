@@ -76,6 +76,8 @@ type world struct {
 	t          *testing.T
 	state, dir string // dir is of policies
 	ns         *cgroups.Netns
+
+	capabilities []string // of the containers that start
 }
 
 // A container is a process that obeys, in a cgroup of its own.
@@ -154,7 +156,7 @@ func (w *world) start(pod, name string, role policy.Role, policyName string) *co
 	must(w.t, err)
 	_, err = s.Attach(ns, &cgroups.Container{
 		ID: fmt.Sprintf("%s-%d", name, c.pid), Name: name, Pod: pod, Runtime: "test", Role: role, PID: c.pid,
-		Policy: compiled, Source: cgroups.Source{Place: p.Source(), Fingerprint: mark},
+		Policy: compiled, Source: cgroups.Source{Place: p.Source(), Fingerprint: mark}, Capabilities: w.capabilities,
 	})
 	must(w.t, errors.Join(err, s.Close()))
 	return c
