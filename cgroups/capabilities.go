@@ -7,6 +7,7 @@ import (
 	mathbits "math/bits"
 	"os"
 	"slices"
+	"strings"
 
 	"sidegate/bpf"
 )
@@ -27,7 +28,8 @@ var adminCapabilities = []struct {
 // bit n stands for the nth.
 func adminOf(c *Container) (bits uint8, err error) {
 	for i, a := range adminCapabilities {
-		if !slices.Contains(c.Capabilities, a.name) {
+		// crun takes them in small letters too.
+		if !slices.ContainsFunc(c.Capabilities, func(s string) bool { return strings.EqualFold(s, a.name) }) {
 			continue
 		}
 		if !a.anywhere {

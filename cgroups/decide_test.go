@@ -24,6 +24,29 @@ import (
 // decideCookie is of no namespace: nothing is attached.
 const decideCookie = 1
 
+// openStore returns a store of its own.
+func openStore(tb testing.TB) (*Store, string) {
+	tb.Helper()
+	if os.Geteuid() != 0 {
+		tb.Skip("needs root: loads BPF programs")
+	}
+	state, err := os.MkdirTemp("/sys/fs/bpf", "sgtest-store-")
+	must(tb, err)
+	must(tb, os.Remove(state))
+	tb.Cleanup(func() { must(tb, Unload(state, true)) })
+	s, err := Open(state)
+	must(tb, err)
+	tb.Cleanup(func() { must(tb, s.Close()) })
+	return s, state
+}
+
+func must(tb testing.TB, err error) {
+	tb.Helper()
+	if err != nil {
+		tb.Fatal(err)
+	}
+}
+
 // A court has the functions that decide in the kernel, on the maps of a store.
 type court struct {
 	store *Store
@@ -32,34 +55,19 @@ type court struct {
 
 func newCourt(tb testing.TB) *court {
 	tb.Helper()
-	if os.Geteuid() != 0 {
-		tb.Skip("needs root: loads BPF programs")
-	}
-	must := func(err error) {
-		tb.Helper()
-		if err != nil {
-			tb.Fatal(err)
-		}
-	}
-	state, err := os.MkdirTemp("/sys/fs/bpf", "sgtest-decide-")
-	must(err)
-	must(os.Remove(state))
-	tb.Cleanup(func() { must(Unload(state, true)) })
-	s, err := Open(state)
-	must(err)
-	tb.Cleanup(func() { must(s.Close()) })
+	s, state := openStore(tb)
 	node := make(map[string]*ebpf.Map)
 	for _, name := range bpf.MapNames() {
 		m, err := ebpf.LoadPinnedMap(filepath.Join(VersionDir(state), "maps", name), nil)
-		must(err)
-		tb.Cleanup(func() { must(m.Close()) })
+		must(tb, err)
+		tb.Cleanup(func() { must(tb, m.Close()) })
 		node[name] = m
 	}
 	judge, err := verdicts.Load(node, decideCookie)
-	must(err)
+	must(tb, err)
 	tb.Cleanup(judge.Close)
 	for _, a := range []string{"192.0.2.1", "2001:db8::1"} {
-		must(s.maps.HostAddrs.Put(bpf.AddrFrom(netip.MustParseAddr(a)), uint8(1)))
+		must(tb, s.maps.HostAddrs.Put(bpf.AddrFrom(netip.MustParseAddr(a)), uint8(1)))
 	}
 	return &court{s, judge}
 }

@@ -85,7 +85,46 @@ func (s *Store) policyAt(slot uint32) (applied, error) {
 	if err := s.maps.Policies.Lookup(a.info.Revision, &a.entry); err != nil {
 		return a, fmt.Errorf("look up policy %s: %w", bpf.CString(a.info.Name[:]), err)
 	}
+	var holds uint32
+	if err := s.maps.PolicySlots.Lookup(slot, &holds); err != nil {
+		return a, fmt.Errorf("look up what holds in slot %d: %w", slot, err)
+	}
+	if holds != a.info.Revision {
+		// Whoever changed the policy was killed before it held: what is said of
+		// it is true of no policy, so that it is applied again.
+		a.info.Digest, a.info.Fingerprint = 0, 0
+	}
 	return a, nil
+}
+
+// sweepRevisions removes what processes left that were killed while they changed
+// a policy. The entry in map policies is the first that they make of a revision,
+// and the last that they delete.
+func (s *Store) sweepRevisions() error {
+	have, err := keysOf[uint32](s.maps.Policies)
+	if err != nil {
+		return err
+	}
+	slots, err := keysOf[uint32](s.maps.PolicyInfo)
+	if err != nil {
+		return err
+	}
+	used := make(map[uint32]bool)
+	for _, slot := range slots {
+		var info bpf.PolicyInfo
+		var holds uint32
+		if err := errors.Join(s.maps.PolicyInfo.Lookup(slot, &info), s.maps.PolicySlots.Lookup(slot, &holds)); err != nil {
+			return fmt.Errorf("look up policy in slot %d: %w", slot, err)
+		}
+		used[info.Revision], used[holds] = true, true
+	}
+	var errs []error
+	for _, rev := range have {
+		if !used[rev] { // and no slot does, so that no program reads it
+			errs = append(errs, s.deleteRevision(&bpf.PolicyInfo{Revision: rev, Nsubjects: 1, Nprefixes: 1, Nrules: 1, Ninfos: 1}))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // digest tells two compiled policies apart.
@@ -238,6 +277,9 @@ func (s *Store) storeSlot(slot, revision uint32) error {
 
 // putRevision writes a revision that nothing points to yet, all or nothing.
 func (s *Store) putRevision(c *policy.Compiled, sum uint64, src Source) (_ *applied, err error) {
+	if err := s.sweepRevisions(); err != nil {
+		return nil, err
+	}
 	var last uint32
 	if err := s.maps.PolicySlots.Lookup(lastRevision, &last); err != nil {
 		return nil, fmt.Errorf("read last revision: %w", err)
@@ -262,11 +304,11 @@ func (s *Store) putRevision(c *policy.Compiled, sum uint64, src Source) (_ *appl
 			err = errors.Join(err, s.deleteRevision(&a.info))
 		}
 	}()
-	if err := s.putTables(c, rev); err != nil {
-		return nil, err
-	}
 	if err := s.maps.Policies.Put(rev, entry); err != nil {
 		return nil, fmt.Errorf("put policy: %w", err)
+	}
+	if err := s.putTables(c, rev); err != nil {
+		return nil, err
 	}
 	return a, nil
 }
@@ -430,10 +472,7 @@ func deleteMany[K, V any](m *ebpf.Map, match func(*K) bool) error {
 // deleteRevision removes all of a revision that no slot points to.
 func (s *Store) deleteRevision(info *bpf.PolicyInfo) error {
 	rev := info.Revision
-	errs := []error{s.maps.Policies.Delete(rev)}
-	if errors.Is(errs[0], ebpf.ErrKeyNotExist) {
-		errs = nil
-	}
+	var errs []error
 	if info.Nsubjects > 0 {
 		errs = append(errs, deleteKeys(s.maps.Subjects, func(k *bpf.SubjectKey) bool { return k.Revision == rev }),
 			deleteKeys(s.maps.UnixRules, func(k *bpf.UnixKey) bool { return k.Revision == rev }))
@@ -447,17 +486,44 @@ func (s *Store) deleteRevision(info *bpf.PolicyInfo) error {
 	if info.Ninfos > 0 {
 		errs = append(errs, deleteMany[bpf.RuleInfoKey, bpf.RuleInfo](s.maps.RuleInfo, func(k *bpf.RuleInfoKey) bool { return k.Revision == rev }))
 	}
-	return errors.Join(errs...)
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	if err := s.maps.Policies.Delete(rev); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("delete policy: %w", err)
+	}
+	return nil
 }
 
 // gracePeriod returns when every program that may have read a slot before has
 // ended: the system call waits for an RCU grace period (membarrier(2)).
 func gracePeriod() error {
 	const membarrierCmdGlobal = 1
-	if _, _, errno := unix.Syscall(unix.SYS_MEMBARRIER, membarrierCmdGlobal, 0, 0); errno != 0 {
-		return fmt.Errorf("wait for a grace period: %w", errno)
+	_, _, errno := unix.Syscall(unix.SYS_MEMBARRIER, membarrierCmdGlobal, 0, 0)
+	if errno == 0 {
+		return nil
+	}
+	if err := gracePeriodByMap(); err != nil {
+		return fmt.Errorf("wait for a grace period: membarrier: %w; by a map of maps: %w", errno, err)
 	}
 	return nil
+}
+
+// gracePeriodByMap is for kernels that isolate CPUs by nohz_full, where membarrier
+// refuses: to change a map of maps waits too, so that no program has the old one
+// (maybe_wait_bpf_programs, since Linux 5.0).
+func gracePeriodByMap() (err error) {
+	inner := ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1}
+	m, err := ebpf.NewMap(&inner)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, m.Close()) }()
+	outer, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.ArrayOfMaps, KeySize: 4, ValueSize: 4, MaxEntries: 1, InnerMap: &inner})
+	if err != nil {
+		return err
+	}
+	return errors.Join(outer.Put(uint32(0), m), outer.Close())
 }
 
 // dropPolicy forgets the policy in a slot that no pod points to.

@@ -183,6 +183,7 @@ func TestAdminCapabilities(t *testing.T) {
 		{"others", `{"bounding":["CAP_NET_RAW","CAP_SYS_PTRACE"]}`, "app", "", 0, ""},
 		{"NET_ADMIN", `{"bounding":["CAP_CHOWN","CAP_NET_ADMIN"]}`, "app", "", 0, "CAP_NET_ADMIN"},
 		{"NET_ADMIN, in another set", `{"bounding":[],"ambient":["CAP_NET_ADMIN"]}`, "app", "", 0, "CAP_NET_ADMIN"},
+		{"NET_ADMIN, in small letters", `{"bounding":["cap_net_admin"]}`, "app", "", 0, "CAP_NET_ADMIN"},
 		{"NET_ADMIN, init container", `{"permitted":["CAP_NET_ADMIN"]}`, "init", "", 0, "CAP_NET_ADMIN"},
 		{"NET_ADMIN, user namespace", `{"bounding":["CAP_NET_ADMIN"]}`, "app", "", syscall.CLONE_NEWUSER, "CAP_NET_ADMIN"},
 		{"NET_ADMIN, sidecar", `{"bounding":["CAP_NET_ADMIN"]}`, "sidecar", "", 0, ""},
