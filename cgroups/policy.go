@@ -511,7 +511,7 @@ func gracePeriod() error {
 
 // gracePeriodByMap is for kernels that isolate CPUs by nohz_full, where membarrier
 // refuses: to change a map of maps waits too, so that no program has the old one
-// (maybe_wait_bpf_programs, since Linux 5.0).
+// (maybe_wait_bpf_programs in kernel/bpf/syscall.c).
 func gracePeriodByMap() (err error) {
 	inner := ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1}
 	m, err := ebpf.NewMap(&inner)
