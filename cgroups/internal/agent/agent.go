@@ -623,7 +623,7 @@ func StartFile(t testing.TB, ns netns.NsHandle, cgroup, file string) *Agent {
 	}
 	defer dir.Close()
 	cmd := exec.Command(file)
-	cmd.Env = append(os.Environ(), envAgent+"=1")
+	cmd.Env = append(os.Environ(), envAgent+"=1", "GORACE=atexit_sleep_ms=0")
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd()), Pdeathsig: syscall.SIGKILL}
 	in, err := cmd.StdinPipe()
