@@ -176,6 +176,18 @@ type lsmSgSeenCount struct {
 	LastNs uint64
 }
 
+type lsmSgSeenUnix struct {
+	_           structs.HostLayout
+	NetnsCookie uint64
+	CgroupId    uint64
+	Peer        uint64
+	Name        [108]uint8
+	Len         uint8
+	Abstract    uint8
+	Type        uint8
+	Reserved    uint8
+}
+
 type lsmSgSlot struct {
 	_           structs.HostLayout
 	NetnsCookie uint64
@@ -268,6 +280,7 @@ const (
 	lsmMapRuleInfo      = "rule_info"
 	lsmMapRules         = "rules"
 	lsmMapSeen          = "seen"
+	lsmMapSeenUnix      = "seen_unix"
 	lsmMapSocks         = "socks"
 	lsmMapSubjects      = "subjects"
 	lsmMapUnixRules     = "unix_rules"
@@ -347,6 +360,7 @@ type lsmMapSpecs struct {
 	RuleInfo      *ebpf.MapSpec `ebpf:"rule_info"`
 	Rules         *ebpf.MapSpec `ebpf:"rules"`
 	Seen          *ebpf.MapSpec `ebpf:"seen"`
+	SeenUnix      *ebpf.MapSpec `ebpf:"seen_unix"`
 	Socks         *ebpf.MapSpec `ebpf:"socks"`
 	Subjects      *ebpf.MapSpec `ebpf:"subjects"`
 	UnixRules     *ebpf.MapSpec `ebpf:"unix_rules"`
@@ -400,6 +414,7 @@ type lsmMaps struct {
 	RuleInfo      *ebpf.Map `ebpf:"rule_info"`
 	Rules         *ebpf.Map `ebpf:"rules"`
 	Seen          *ebpf.Map `ebpf:"seen"`
+	SeenUnix      *ebpf.Map `ebpf:"seen_unix"`
 	Socks         *ebpf.Map `ebpf:"socks"`
 	Subjects      *ebpf.Map `ebpf:"subjects"`
 	UnixRules     *ebpf.Map `ebpf:"unix_rules"`
@@ -429,6 +444,7 @@ func (m *lsmMaps) Close() error {
 		m.RuleInfo,
 		m.Rules,
 		m.Seen,
+		m.SeenUnix,
 		m.Socks,
 		m.Subjects,
 		m.UnixRules,

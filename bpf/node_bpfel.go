@@ -226,6 +226,18 @@ type nodeSgSeenCount struct {
 	LastNs uint64
 }
 
+type nodeSgSeenUnix struct {
+	_           structs.HostLayout
+	NetnsCookie uint64
+	CgroupId    uint64
+	Peer        uint64
+	Name        [108]uint8
+	Len         uint8
+	Abstract    uint8
+	Type        uint8
+	Reserved    uint8
+}
+
 type nodeSgSlot struct {
 	_           structs.HostLayout
 	NetnsCookie uint64
@@ -318,6 +330,7 @@ const (
 	nodeMapRuleInfo         = "rule_info"
 	nodeMapRules            = "rules"
 	nodeMapSeen             = "seen"
+	nodeMapSeenUnix         = "seen_unix"
 	nodeMapSocks            = "socks"
 	nodeMapSubjects         = "subjects"
 	nodeMapUnixRules        = "unix_rules"
@@ -451,6 +464,7 @@ type nodeMapSpecs struct {
 	RuleInfo      *ebpf.MapSpec `ebpf:"rule_info"`
 	Rules         *ebpf.MapSpec `ebpf:"rules"`
 	Seen          *ebpf.MapSpec `ebpf:"seen"`
+	SeenUnix      *ebpf.MapSpec `ebpf:"seen_unix"`
 	Socks         *ebpf.MapSpec `ebpf:"socks"`
 	Subjects      *ebpf.MapSpec `ebpf:"subjects"`
 	UnixRules     *ebpf.MapSpec `ebpf:"unix_rules"`
@@ -504,6 +518,7 @@ type nodeMaps struct {
 	RuleInfo      *ebpf.Map `ebpf:"rule_info"`
 	Rules         *ebpf.Map `ebpf:"rules"`
 	Seen          *ebpf.Map `ebpf:"seen"`
+	SeenUnix      *ebpf.Map `ebpf:"seen_unix"`
 	Socks         *ebpf.Map `ebpf:"socks"`
 	Subjects      *ebpf.Map `ebpf:"subjects"`
 	UnixRules     *ebpf.Map `ebpf:"unix_rules"`
@@ -533,6 +548,7 @@ func (m *nodeMaps) Close() error {
 		m.RuleInfo,
 		m.Rules,
 		m.Seen,
+		m.SeenUnix,
 		m.Socks,
 		m.Subjects,
 		m.UnixRules,

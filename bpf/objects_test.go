@@ -370,6 +370,7 @@ func TestLayouts(t *testing.T) {
 		"sg_rule_key":       reflect.TypeFor[RuleKey](),
 		"sg_seen":           reflect.TypeFor[Seen](),
 		"sg_seen_count":     reflect.TypeFor[SeenCount](),
+		"sg_seen_unix":      reflect.TypeFor[SeenUnix](),
 		"sg_slot":           reflect.TypeFor[Slot](),
 		"sg_sock":           reflect.TypeFor[nodeSgSock](),
 		"sg_subject_key":    reflect.TypeFor[SubjectKey](),

@@ -176,6 +176,18 @@ type podSgSeenCount struct {
 	LastNs uint64
 }
 
+type podSgSeenUnix struct {
+	_           structs.HostLayout
+	NetnsCookie uint64
+	CgroupId    uint64
+	Peer        uint64
+	Name        [108]uint8
+	Len         uint8
+	Abstract    uint8
+	Type        uint8
+	Reserved    uint8
+}
+
 type podSgSlot struct {
 	_           structs.HostLayout
 	NetnsCookie uint64
@@ -268,6 +280,7 @@ const (
 	podMapRuleInfo          = "rule_info"
 	podMapRules             = "rules"
 	podMapSeen              = "seen"
+	podMapSeenUnix          = "seen_unix"
 	podMapSocks             = "socks"
 	podMapSubjects          = "subjects"
 	podMapUnixRules         = "unix_rules"
@@ -354,6 +367,7 @@ type podMapSpecs struct {
 	RuleInfo      *ebpf.MapSpec `ebpf:"rule_info"`
 	Rules         *ebpf.MapSpec `ebpf:"rules"`
 	Seen          *ebpf.MapSpec `ebpf:"seen"`
+	SeenUnix      *ebpf.MapSpec `ebpf:"seen_unix"`
 	Socks         *ebpf.MapSpec `ebpf:"socks"`
 	Subjects      *ebpf.MapSpec `ebpf:"subjects"`
 	UnixRules     *ebpf.MapSpec `ebpf:"unix_rules"`
@@ -408,6 +422,7 @@ type podMaps struct {
 	RuleInfo      *ebpf.Map `ebpf:"rule_info"`
 	Rules         *ebpf.Map `ebpf:"rules"`
 	Seen          *ebpf.Map `ebpf:"seen"`
+	SeenUnix      *ebpf.Map `ebpf:"seen_unix"`
 	Socks         *ebpf.Map `ebpf:"socks"`
 	Subjects      *ebpf.Map `ebpf:"subjects"`
 	UnixRules     *ebpf.Map `ebpf:"unix_rules"`
@@ -437,6 +452,7 @@ func (m *podMaps) Close() error {
 		m.RuleInfo,
 		m.Rules,
 		m.Seen,
+		m.SeenUnix,
 		m.Socks,
 		m.Subjects,
 		m.UnixRules,

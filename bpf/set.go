@@ -110,7 +110,7 @@ func MapNames() []string {
 		nodeMapContainerInfo, nodeMapContainers, nodeMapCounters, nodeMapDeviceProgs, nodeMapExecutables, nodeMapHostAddrs,
 		nodeMapIdentity, nodeMapListeners, nodeMapOrigdst, nodeMapPending, nodeMapPodAddrs, nodeMapPodCounters,
 		nodeMapPodInfo, nodeMapPodSlots, nodeMapPods, nodeMapPolicies, nodeMapPolicyInfo, nodeMapPolicySlots,
-		nodeMapPrefixes, nodeMapRuleInfo, nodeMapRules, nodeMapSeen, nodeMapSocks, nodeMapSubjects,
+		nodeMapPrefixes, nodeMapRuleInfo, nodeMapRules, nodeMapSeen, nodeMapSeenUnix, nodeMapSocks, nodeMapSubjects,
 		nodeMapUnixRules,
 	}
 }
@@ -140,6 +140,7 @@ type Maps struct {
 	RuleInfo      *ebpf.Map `ebpf:"rule_info"`
 	Rules         *ebpf.Map `ebpf:"rules"`
 	Seen          *ebpf.Map `ebpf:"seen"`
+	SeenUnix      *ebpf.Map `ebpf:"seen_unix"`
 	Subjects      *ebpf.Map `ebpf:"subjects"`
 	UnixRules     *ebpf.Map `ebpf:"unix_rules"`
 }
@@ -168,6 +169,7 @@ func (m *Maps) fields() map[string]**ebpf.Map {
 		nodeMapRuleInfo:      &m.RuleInfo,
 		nodeMapRules:         &m.Rules,
 		nodeMapSeen:          &m.Seen,
+		nodeMapSeenUnix:      &m.SeenUnix,
 		nodeMapSubjects:      &m.Subjects,
 		nodeMapUnixRules:     &m.UnixRules,
 	}

@@ -35,6 +35,7 @@ type (
 	RuleKey       = nodeSgRuleKey
 	Seen          = nodeSgSeen
 	SeenCount     = nodeSgSeenCount
+	SeenUnix      = nodeSgSeenUnix
 	Slot          = nodeSgSlot
 	SubjectKey    = nodeSgSubjectKey
 	Tuple         = nodeSgTuple

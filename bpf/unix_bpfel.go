@@ -176,6 +176,18 @@ type unixSgSeenCount struct {
 	LastNs uint64
 }
 
+type unixSgSeenUnix struct {
+	_           structs.HostLayout
+	NetnsCookie uint64
+	CgroupId    uint64
+	Peer        uint64
+	Name        [108]uint8
+	Len         uint8
+	Abstract    uint8
+	Type        uint8
+	Reserved    uint8
+}
+
 type unixSgSlot struct {
 	_           structs.HostLayout
 	NetnsCookie uint64
@@ -261,6 +273,7 @@ const (
 	unixMapRuleInfo       = "rule_info"
 	unixMapRules          = "rules"
 	unixMapSeen           = "seen"
+	unixMapSeenUnix       = "seen_unix"
 	unixMapSocks          = "socks"
 	unixMapSubjects       = "subjects"
 	unixMapUnixRules      = "unix_rules"
@@ -340,6 +353,7 @@ type unixMapSpecs struct {
 	RuleInfo      *ebpf.MapSpec `ebpf:"rule_info"`
 	Rules         *ebpf.MapSpec `ebpf:"rules"`
 	Seen          *ebpf.MapSpec `ebpf:"seen"`
+	SeenUnix      *ebpf.MapSpec `ebpf:"seen_unix"`
 	Socks         *ebpf.MapSpec `ebpf:"socks"`
 	Subjects      *ebpf.MapSpec `ebpf:"subjects"`
 	UnixRules     *ebpf.MapSpec `ebpf:"unix_rules"`
@@ -393,6 +407,7 @@ type unixMaps struct {
 	RuleInfo      *ebpf.Map `ebpf:"rule_info"`
 	Rules         *ebpf.Map `ebpf:"rules"`
 	Seen          *ebpf.Map `ebpf:"seen"`
+	SeenUnix      *ebpf.Map `ebpf:"seen_unix"`
 	Socks         *ebpf.Map `ebpf:"socks"`
 	Subjects      *ebpf.Map `ebpf:"subjects"`
 	UnixRules     *ebpf.Map `ebpf:"unix_rules"`
@@ -422,6 +437,7 @@ func (m *unixMaps) Close() error {
 		m.RuleInfo,
 		m.Rules,
 		m.Seen,
+		m.SeenUnix,
 		m.Socks,
 		m.Subjects,
 		m.UnixRules,

@@ -725,12 +725,20 @@ func TestUnixConnectAndSend(t *testing.T) {
 			try("rules", byRule, counts(byRule, unixDrop))
 
 			w.apply(func(p *Policy) { p.Flags |= PolicyAudit })
-			empty[Seen, SeenCount](t, w.f.maps.Seen)
+			empty[SeenUnix, SeenCount](t, w.f.maps.SeenUnix)
 			try("audit", always, counts(byRule, unixAudit))
-			seen := Seen{NetnsCookie: testCookie, CgroupId: app.id, Reason: uint8(unixDrop)}
+			var seen SeenUnix
 			var n SeenCount
-			if err := w.f.maps.Seen.Lookup(seen, &n); err != nil || n.Count == 0 {
-				t.Errorf("audit, %s: seen %d times: %v", typeName, n.Count, err)
+			rows := 0
+			for it := w.f.maps.SeenUnix.Iterate(); it.Next(&seen, &n); rows++ {
+				name := string(seen.Name[:seen.Len])
+				if seen.CgroupId != app.id || seen.NetnsCookie != testCookie || seen.Type != uint8(sockType) || n.Count == 0 ||
+					(seen.Abstract != 0) != (name != "" && name[0] == 0) || strings.Trim(string(seen.Name[seen.Len:]), "\x00") != "" {
+					t.Errorf("audit, %s: %q, %+v is seen %d times", typeName, name, seen, n.Count)
+				}
+			}
+			if rows == 0 {
+				t.Errorf("audit, %s: nothing is on record", typeName)
 			}
 			w.apply(func(p *Policy) { p.Flags &^= PolicyAudit })
 
@@ -1149,9 +1157,11 @@ func TestUnixPeers(t *testing.T) {
 			app.counted("all of these", unixDrop)
 			w.apply(func(p *Policy) { p.Flags |= PolicyAudit })
 			wantErrno(t, "audit", app.connect(unix.SOCK_STREAM, w.abstract("streamsidecar")), 0)
-			seen := Seen{NetnsCookie: testCookie, CgroupId: app.id, Peer: sidecar.id, Reason: uint8(unixDrop)}
+			name := w.abstract("streamsidecar")
+			seen := SeenUnix{NetnsCookie: testCookie, CgroupId: app.id, Peer: sidecar.id, Len: uint8(len(name)), Abstract: 1, Type: unix.SOCK_STREAM}
+			copy(seen.Name[:], name)
 			var n SeenCount
-			if err := w.f.maps.Seen.Lookup(seen, &n); err != nil || n.Count != 1 {
+			if err := w.f.maps.SeenUnix.Lookup(seen, &n); err != nil || n.Count != 1 {
 				t.Errorf("audit: seen %d times: %v", n.Count, err)
 			}
 		}

@@ -28,10 +28,15 @@ type Seen struct {
 	Address   netip.Addr `json:"address,omitzero"`   // or the other end outside
 	Proto     uint16     `json:"protocol"`           // IP protocol number, or IPPROTO_MPTCP
 	Port      uint16     `json:"port"`               // of whom was called; or ICMP type
+	Unix      string     `json:"unix,omitempty"`     // name of a UNIX socket, @ before an abstract one; then Proto is 0
+	Type      string     `json:"type,omitempty"`     // of a UNIX socket
 	Reason    string     `json:"reason,omitempty"`   // why not; empty: it is allowed
 	Missing   string     `json:"missing,omitempty"`  // the rule that would allow it, in YAML
 	Count     uint64     `json:"count"`
 }
+
+// unixReason is the name of its counter.
+const unixReason = "unix"
 
 // ReadSeen lists what mode audit has recorded, the most frequent first.
 func ReadSeen(state string) (list []Seen, err error) {
@@ -55,14 +60,51 @@ func ReadSeen(state string) (list []Seen, err error) {
 			row.Count = n.Count
 			list = append(list, row)
 		}
-		return nil
+		some, err := s.seenUnix()
+		list = append(list, some...)
+		return err
 	})
 	if err != nil {
 		return nil, err
 	}
 	slices.SortFunc(list, func(a, b Seen) int {
-		return cmp.Or(cmp.Compare(b.Count, a.Count), cmp.Compare(a.Container, b.Container), cmp.Compare(a.Port, b.Port))
+		return cmp.Or(cmp.Compare(b.Count, a.Count), cmp.Compare(a.Container, b.Container), cmp.Compare(a.Port, b.Port), cmp.Compare(a.Unix, b.Unix))
 	})
+	return list, nil
+}
+
+// seenUnix lists what mode audit has recorded of UNIX sockets.
+func (s *Store) seenUnix() (list []Seen, err error) {
+	keys, err := keysOf[bpf.SeenUnix](s.maps.SeenUnix)
+	if err != nil {
+		return nil, err
+	}
+	for _, k := range keys {
+		var n bpf.SeenCount
+		if err := s.maps.SeenUnix.Lookup(k, &n); err != nil {
+			continue // the kernel made room for another one
+		}
+		row, err := s.seen(bpf.Seen{CgroupId: k.CgroupId, Peer: k.Peer})
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			continue // recorded after its container was forgotten
+		}
+		if err != nil {
+			return nil, err
+		}
+		name := k.Name[:min(int(k.Len), len(k.Name))]
+		if k.Abstract != 0 {
+			name = append([]byte("@"), name[1:]...)
+		}
+		kind := map[uint8]policy.UnixType{unix.SOCK_STREAM: policy.UnixStream, unix.SOCK_DGRAM: policy.UnixDgram, unix.SOCK_SEQPACKET: policy.UnixSeqpacket}[k.Type]
+		row.Unix, row.Type, row.Count = string(name), kind.String(), n.Count
+		row.Reason = unixReason
+		self, err := s.info(k.CgroupId)
+		if err != nil {
+			return nil, err
+		}
+		row.Missing = policy.MissingUnix(endpointOf(self), row.Unix, kind)
+		list = append(list, row)
+	}
 	return list, nil
 }
 

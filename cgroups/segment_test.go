@@ -518,7 +518,7 @@ func TestUnixSockets(t *testing.T) {
 	}
 	m := newMeshPod(t, parse(t, "  nonTCP: deny\n"))
 	abstract := fmt.Sprintf("sidegate-%d", os.Getpid())
-	for _, addr := range []string{dir + "/ok-1.sock", dir + "/other.sock", "@" + abstract, "@x" + abstract} {
+	for _, addr := range []string{dir + "/ok-1.sock", dir + "/other.sock", "@" + abstract, "@x" + abstract, "@y" + abstract} {
 		wantErr(t, "sidecar listens on "+addr, m.sidecar.Do(t, agent.Request{Op: "unixlisten", Network: "unix", Addr: addr}), "")
 	}
 	connect := func(addr, want string) {
@@ -545,6 +545,30 @@ func TestUnixSockets(t *testing.T) {
 	} else if err := m.tryApply(peers); !errors.Is(err, cgroups.ErrUnsupported) {
 		t.Errorf("rules about whose sockets they are: %v", err)
 	}
-	m.apply("  nonTCP: deny\n")
+	m.apply("  mode: audit\n" + spec(""))
+	connect(dir+"/ok-1.sock", "")
 	connect(dir+"/other.sock", "")
+	connect("@x"+abstract, "")
+	connect("@x"+abstract, "")
+	seen, err := cgroups.ReadSeen(m.state)
+	must(t, err)
+	missing := ""
+	got := make(map[string]uint64)
+	for _, s := range seen {
+		if s.Type != "" {
+			got[s.Container+" "+s.Type+" "+s.Unix] = s.Count
+			_, rule, _ := strings.Cut(s.Missing, "    allow:\n")
+			missing += strings.ReplaceAll(rule, "    -", "      -")
+		}
+	}
+	if want := map[string]uint64{"app stream " + dir + "/other.sock": 1, "app stream @x" + abstract: 2}; !maps.Equal(got, want) {
+		t.Errorf("on record is %v, want %v", got, want)
+	}
+	m.apply(spec("") + missing)
+	for _, addr := range []string{dir + "/ok-1.sock", dir + "/other.sock", "@x" + abstract} {
+		connect(addr, "")
+	}
+	connect("@y"+abstract, "EPERM")
+	m.apply("  nonTCP: deny\n")
+	connect("@y"+abstract, "")
 }

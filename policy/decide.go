@@ -4,8 +4,10 @@ package policy
 
 import (
 	"net/netip"
+	"path"
 	"slices"
 	"strconv"
+	"strings"
 )
 
 // Tables are a compiled policy to ask: the kernel's maps, or [NewTables].
@@ -399,3 +401,36 @@ func protoName(proto uint8) string {
 	}
 	return ""
 }
+
+// MissingUnix is Missing for a UNIX socket that was refused: its path, or its name with an @ before it. Where nothing
+// about it can be written, as about a path that is not absolute, it is empty.
+func MissingUnix(e Endpoint, name string, kind UnixType) string {
+	key, pattern := "path", quotePattern(name)
+	if strings.HasPrefix(name, "@") {
+		key = "abstract"
+	} else if !cleanPath(name) {
+		return ""
+	}
+	who := "role: " + e.Role.String()
+	if e.Role == RoleUnset {
+		who = "container: " + strconv.Quote(e.Name)
+	}
+	if len(name) < 2 || patternProblem(pattern) != "" {
+		return ""
+	}
+	return "- " + who + "\n  unix:\n    allow:\n    - {" + key + ": " + strconv.Quote(pattern) + ", type: " + kind.String() + "}\n"
+}
+
+// quotePattern makes a pattern that stands for name alone.
+func quotePattern(name string) string {
+	var b strings.Builder
+	for i := range len(name) {
+		if strings.IndexByte(`?*[\`, name[i]) >= 0 {
+			b.WriteByte('\\')
+		}
+		b.WriteByte(name[i])
+	}
+	return b.String()
+}
+
+func cleanPath(name string) bool { return path.IsAbs(name) && path.Clean(name) == name }

@@ -287,6 +287,32 @@ func TestDecideAudit(t *testing.T) {
 	}
 }
 
+func TestMissingUnix(t *testing.T) {
+	app := Endpoint{Role: RoleApp, Name: "web"}
+	for name, pattern := range map[string]string{
+		"/run/db.sock": "path: \"/run/db.sock\"", "@bus": "abstract: \"@bus\"", `/run/a*[b]?\c`: `path: "/run/a\\*\\[b]\\?\\\\c"`,
+		"": "", "@": "", "db.sock": "", "/run/../db": "", "/run//db": "", "/\xff": "", "/" + strings.Repeat("x", 106): `path: "/` + strings.Repeat("x", 106) + `"`,
+		"/" + strings.Repeat("*", 106): "",
+	} {
+		want := ""
+		if pattern != "" {
+			want = "- role: app\n  unix:\n    allow:\n    - {" + pattern + ", type: stream}\n"
+		}
+		got := MissingUnix(app, name, UnixStream)
+		if got != want {
+			t.Errorf("of %q %q is missing, want %q", name, got, want)
+			continue
+		}
+		if got == "" {
+			continue
+		}
+		list, err := Parse("missing", []byte("apiVersion: sidegate/v1alpha1\nkind: PodPolicy\nmetadata: {name: x}\nspec:\n  rules:\n  "+strings.ReplaceAll(got, "\n", "\n  ")))
+		if err != nil || len(list) != 1 || len(list[0].Spec.Rules) != 1 || len(list[0].Spec.Rules[0].Unix.Allow) != 1 {
+			t.Errorf("%q is no rule: %v", got, err)
+		}
+	}
+}
+
 func TestMissing(t *testing.T) {
 	for _, tc := range []struct {
 		from, to string

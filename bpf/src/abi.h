@@ -294,6 +294,19 @@ struct sg_seen {
 };
 _Static_assert(sizeof(struct sg_seen) == 48, "ABI");
 
+/* A UNIX socket that would have been refused: key of map seen_unix. */
+struct sg_seen_unix {
+	__u64 netns_cookie;
+	__u64 cgroup_id;
+	__u64 peer; /* cgroup of the container whose socket it is, or 0 */
+	__u8 name[SG_UNIX_PATH]; /* as sun_path, zeros behind it */
+	__u8 len;
+	__u8 abstract; /* or a path */
+	__u8 type; /* SOCK_* */
+	__u8 reserved;
+};
+_Static_assert(sizeof(struct sg_seen_unix) == 136, "ABI");
+
 struct sg_seen_count {
 	__u64 count;
 	__u64 last_ns; /* CLOCK_BOOTTIME */

@@ -318,23 +318,28 @@ SG_INLINE void sg_seen_by(const struct sg_container *self, struct sg_seen *what)
 		__builtin_memset(&what->addr, 0, sizeof(what->addr));
 }
 
-/* Keeps a record, under mode audit, of what self did; what has the rest. */
-SG_NOINLINE void sg_record(const struct sg_container *self,
-			   struct sg_seen *what)
+/* Counts a key of map seen or seen_unix once more. */
+SG_INLINE void sg_seen_again(void *map, const void *key)
 {
 	struct sg_seen_count first = {};
-	struct sg_seen_count *n;
+	struct sg_seen_count *n = bpf_map_lookup_elem(map, key);
 
-	sg_seen_by(self, what);
-	n = bpf_map_lookup_elem(&seen, what);
 	if (!n) {
 		first.count = 1;
 		first.last_ns = bpf_ktime_get_boot_ns();
-		bpf_map_update_elem(&seen, what, &first, BPF_ANY);
+		bpf_map_update_elem(map, key, &first, BPF_ANY);
 		return;
 	}
 	__sync_fetch_and_add(&n->count, 1);
 	n->last_ns = bpf_ktime_get_boot_ns();
+}
+
+/* Keeps a record, under mode audit, of what self did; what has the rest. */
+SG_NOINLINE void sg_record(const struct sg_container *self,
+			   struct sg_seen *what)
+{
+	sg_seen_by(self, what);
+	sg_seen_again(&seen, what);
 }
 
 /*

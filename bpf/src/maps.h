@@ -182,6 +182,14 @@ struct {
 	__type(value, struct sg_seen_count);
 } seen SEC(".maps");
 
+/* The same of UNIX sockets, by sg_unix_judge. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1 << 12);
+	__type(key, struct sg_seen_unix);
+	__type(value, struct sg_seen_count);
+} seen_unix SEC(".maps");
+
 /*
  * Where a redirected connection wanted to go, until the sidecar accepted it.
  * Not an LRU: an app that opens connections in a loop must not make those of

@@ -176,18 +176,43 @@ SG_INLINE int sg_unix_allowed(const struct sg_policy *policy,
 	return 0;
 }
 
+/* Keeps a record, under mode audit, of what would have been refused. */
+SG_NOINLINE void sg_unix_record(const struct sg_container *self,
+				const struct sg_unix_name *n, __u64 peer)
+{
+	struct sg_seen_unix what = {
+		.netns_cookie = self->netns_cookie,
+		.cgroup_id = self->cgroup_id,
+		.peer = peer,
+		.len = n->len,
+		.abstract = n->abstract,
+		.type = n->type,
+	};
+
+	/* Behind a path there may be anything. */
+	for (__u32 i = 0; i < SG_UNIX_PATH; i++) {
+		if (i >= sg_opaque(n->len))
+			break;
+		what.name[i] = n->b[i];
+	}
+	sg_seen_again(&seen_unix, &what);
+}
+
 /* Allows, or counts and refuses: SG_PROCEED or SG_REJECT. */
 SG_INLINE int sg_unix_judge(const struct sg_policy *policy,
 			    const struct sg_container *self,
 			    const struct sg_unix_name *n,
 			    const struct sg_end *peer)
 {
-	struct sg_seen what = {.peer = peer->cgroup_id};
-
 	if (sg_unix_allowed(policy, self, n, peer))
 		return SG_PROCEED;
-	return sg_refuse(policy, self, SG_DROP_UNIX, &what) ? SG_PROCEED
-							    : SG_REJECT;
+	if (!(policy->flags & SG_POLICY_AUDIT)) {
+		sg_count(self->cgroup_id, SG_DROP_UNIX);
+		return SG_REJECT;
+	}
+	sg_count(self->cgroup_id, SG_COUNT_AUDIT);
+	sg_unix_record(self, n, peer->cgroup_id);
+	return SG_PROCEED;
 }
 
 #endif

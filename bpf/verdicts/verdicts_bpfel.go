@@ -356,6 +356,18 @@ type verdictsSgSeenCount struct {
 	LastNs uint64
 }
 
+type verdictsSgSeenUnix struct {
+	_           structs.HostLayout
+	NetnsCookie uint64
+	CgroupId    uint64
+	Peer        uint64
+	Name        [108]uint8
+	Len         uint8
+	Abstract    uint8
+	Type        uint8
+	Reserved    uint8
+}
+
 type verdictsSgSlot struct {
 	_           structs.HostLayout
 	NetnsCookie uint64
@@ -472,6 +484,7 @@ const (
 	verdictsMapRuleInfo        = "rule_info"
 	verdictsMapRules           = "rules"
 	verdictsMapSeen            = "seen"
+	verdictsMapSeenUnix        = "seen_unix"
 	verdictsMapSocks           = "socks"
 	verdictsMapSubjects        = "subjects"
 	verdictsMapUnixRules       = "unix_rules"
@@ -608,6 +621,7 @@ type verdictsMapSpecs struct {
 	RuleInfo      *ebpf.MapSpec `ebpf:"rule_info"`
 	Rules         *ebpf.MapSpec `ebpf:"rules"`
 	Seen          *ebpf.MapSpec `ebpf:"seen"`
+	SeenUnix      *ebpf.MapSpec `ebpf:"seen_unix"`
 	Socks         *ebpf.MapSpec `ebpf:"socks"`
 	Subjects      *ebpf.MapSpec `ebpf:"subjects"`
 	UnixRules     *ebpf.MapSpec `ebpf:"unix_rules"`
@@ -666,6 +680,7 @@ type verdictsMaps struct {
 	RuleInfo      *ebpf.Map `ebpf:"rule_info"`
 	Rules         *ebpf.Map `ebpf:"rules"`
 	Seen          *ebpf.Map `ebpf:"seen"`
+	SeenUnix      *ebpf.Map `ebpf:"seen_unix"`
 	Socks         *ebpf.Map `ebpf:"socks"`
 	Subjects      *ebpf.Map `ebpf:"subjects"`
 	UnixRules     *ebpf.Map `ebpf:"unix_rules"`
@@ -697,6 +712,7 @@ func (m *verdictsMaps) Close() error {
 		m.RuleInfo,
 		m.Rules,
 		m.Seen,
+		m.SeenUnix,
 		m.Socks,
 		m.Subjects,
 		m.UnixRules,

@@ -65,7 +65,7 @@ func printSeen(w io.Writer, list []cgroups.Seen) error {
 	fmt.Fprintln(t, "POD\tCONTAINER\tDIR\tPEER\tPROTO\tPORT\tREASON\tCOUNT")
 	for _, s := range list {
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%d\t%s\t%d\n", cmp.Or(short(s.Pod), "-"), short(s.Container), s.Dir,
-			peerOf(s), protocolName(s.Proto), s.Port, cmp.Or(s.Reason, "-"), s.Count)
+			peerOf(s), protocolOf(s), s.Port, cmp.Or(s.Reason, "-"), s.Count)
 	}
 	if err := t.Flush(); err != nil {
 		return err
@@ -80,7 +80,8 @@ func printSeen(w io.Writer, list []cgroups.Seen) error {
 }
 
 // mergeMissing puts the missing rules together as a policy has them: one item for
-// each subject. Each rule names its subject, then its direction.
+// each subject. Each rule names its subject, then its direction, or that it is about
+// UNIX sockets.
 func mergeMissing(list []cgroups.Seen) string {
 	subjects := make(map[string]map[string][]string)
 	for _, s := range list {
@@ -89,6 +90,7 @@ func mergeMissing(list []cgroups.Seen) string {
 		if !ok {
 			continue
 		}
+		dir, rule = beforeList(dir, rule)
 		if subjects[subject] == nil {
 			subjects[subject] = make(map[string][]string)
 		}
@@ -106,14 +108,38 @@ func mergeMissing(list []cgroups.Seen) string {
 	return b.String()
 }
 
+// beforeList moves "allow:", which all rules about UNIX sockets are below, to what
+// is written once.
+func beforeList(dir, rule string) (string, string) {
+	const allow = "    allow:\n"
+	if rest, ok := strings.CutPrefix(rule, allow); ok {
+		return dir + "\n" + strings.TrimSuffix(allow, "\n"), rest
+	}
+	return dir, rule
+}
+
 func peerOf(s cgroups.Seen) string {
 	switch {
+	case isUnix(s) && s.Peer != "":
+		return fmt.Sprintf("%s of %s", cmp.Or(s.Unix, "unnamed"), short(s.Peer))
+	case isUnix(s):
+		return cmp.Or(s.Unix, "unnamed")
 	case s.Peer != "":
 		return short(s.Peer)
 	case s.Address.IsValid():
 		return s.Address.String()
 	}
 	return "-"
+}
+
+func isUnix(s cgroups.Seen) bool { return s.Type != "" }
+
+// protocolOf is a record's protocol, of UNIX sockets their type.
+func protocolOf(s cgroups.Seen) string {
+	if isUnix(s) {
+		return "unix " + s.Type
+	}
+	return protocolName(s.Proto)
 }
 
 func protocolName(n uint16) string {

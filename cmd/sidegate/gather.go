@@ -60,6 +60,8 @@ func gather(base *policy.PodPolicy, pods []cgroups.PodStatus, list []cgroups.See
 	for _, s := range list {
 		inside := s.Address.IsValid() && (own[s.Address] || s.Address.IsLoopback() || s.Address.IsUnspecified())
 		switch {
+		case isUnix(s):
+			g.leave(s)
 		case s.Peer != "" && s.Peer == s.Container:
 			// What a container does with itself needs no rule.
 		case s.Peer != "":
@@ -142,7 +144,7 @@ func (g *gathered) add(f flow, who string, s cgroups.Seen, called bool) {
 
 func (g *gathered) leave(s cgroups.Seen) {
 	why := cmp.Or(cgroups.ReasonText(s.Reason), s.Reason, "it was allowed")
-	what := fmt.Sprintf("%s: %s %s", short(s.Container), s.Dir, protocolName(s.Proto))
+	what := fmt.Sprintf("%s: %s %s", short(s.Container), s.Dir, protocolOf(s))
 	if s.Port != 0 {
 		what += fmt.Sprintf(" port %d", s.Port)
 	}
@@ -155,7 +157,7 @@ func (g *gathered) leave(s cgroups.Seen) {
 // leftOver says what is not in the rules.
 func (g *gathered) leftOver() (lines []string) {
 	if len(g.left) > 0 {
-		lines = append(lines, "Not in here, since no rule is for it:")
+		lines = append(lines, "Not in here:")
 	}
 	for _, what := range slices.Sorted(maps.Keys(g.left)) {
 		lines = append(lines, fmt.Sprintf("- %s (%s)", what, count(int(g.left[what]), "time")))

@@ -349,6 +349,11 @@ func TestPrintSeen(t *testing.T) {
 			Missing: "- role: sidecar\n  ingress:\n  - from: [{cidr: \"192.0.2.1/32\"}]\n    protocol: tcp\n    ports: [8080]\n"},
 		{Pod: "shop", Container: "web", Role: "app", Dir: "egress", Proto: 255, Count: 1, Reason: "raw_socket"},
 		{Pod: "shop", Container: "web", Role: "app", Dir: "egress", Address: outsideAddr, Proto: 6, Port: 443, Count: 1},
+		{Pod: "shop", Container: "web", Role: "app", Dir: "egress", Unix: "/run/db.sock", Type: "stream", Peer: "db", Count: 4, Reason: "unix",
+			Missing: policy.MissingUnix(policy.Endpoint{Role: policy.RoleApp}, "/run/db.sock", policy.UnixStream)},
+		{Pod: "shop", Container: "web", Role: "app", Dir: "egress", Unix: "@bus", Type: "dgram", Count: 1, Reason: "unix",
+			Missing: policy.MissingUnix(policy.Endpoint{Role: policy.RoleApp}, "@bus", policy.UnixDgram)},
+		{Pod: "shop", Container: "web", Role: "app", Dir: "egress", Type: "dgram", Count: 1, Reason: "unix"},
 	}))
 	golden(t, "audit.golden", b.String())
 	_, rules, _ := strings.Cut(b.String(), "denied and can be allowed:\n")
