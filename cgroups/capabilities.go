@@ -3,11 +3,14 @@
 package cgroups
 
 import (
+	"errors"
 	"fmt"
 	mathbits "math/bits"
 	"os"
 	"slices"
 	"strings"
+
+	"github.com/cilium/ebpf"
 
 	"sidegate/bpf"
 )
@@ -65,6 +68,44 @@ func refusal(bits uint8, role bpf.Role, pol *applied) string {
 	a := adminCapabilities[mathbits.TrailingZeros8(bits)]
 	return fmt.Sprintf("it has %s, with which %s: take that away (a mesh needs no capabilities here), or write adminCapabilities: allow into policy %s",
 		a.name, a.how, bpf.CString(pol.info.Name[:]))
+}
+
+// Admit is asked of a container that is not to be registered: it refuses one that
+// is about to start in a managed pod, has no sockets there, and could do without.
+func (s *Store) Admit(ns *Netns, c *Container) error {
+	var pod bpf.Pod
+	err := s.maps.Pods.Lookup(ns.Cookie, &pod)
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("look up pod: %w", err)
+	}
+	pol, err := s.policyAt(pod.Policy)
+	if err != nil {
+		return err
+	}
+	admin, err := adminOf(c)
+	if err != nil {
+		return err
+	}
+	if why := refusal(admin, bpf.RoleDead, &pol); why != "" {
+		return fmt.Errorf("it is about to start in a managed pod, without annotations; %s", why)
+	}
+	return nil
+}
+
+// HasAdminCapabilities tells whether some of these capabilities are such that Admit
+// has to be asked. It is cheap.
+func HasAdminCapabilities(capabilities []string) bool {
+	return slices.ContainsFunc(capabilities, func(s string) bool {
+		for _, a := range adminCapabilities {
+			if strings.EqualFold(s, a.name) {
+				return true
+			}
+		}
+		return false
+	})
 }
 
 // ownUserns tells whether a process has another user namespace than this one.

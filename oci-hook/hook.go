@@ -95,7 +95,7 @@ func createRuntime(e env, st *specs.State) error {
 	}
 	name := st.Annotations[annotationName]
 	if !req.Managed && !slices.Contains(policy.DefaultSidecarNames(), name) {
-		return nil // left alone
+		return admit(e, st)
 	}
 	if st.Pid <= 0 {
 		return errors.New("its state has no pid: this hook belongs to stage createRuntime")
@@ -130,6 +130,30 @@ func createRuntime(e env, st *specs.State) error {
 		return errors.Join(err, detach(e, st.ID, st.Pid))
 	}
 	return nil
+}
+
+// admit leaves a container alone that wants nothing, unless it is in a managed pod
+// and has capabilities that reach what is enforced there. Few have them: only then
+// more is read than its configuration.
+func admit(e env, st *specs.State) (err error) {
+	conf, err := readConfiguration(st.Bundle)
+	if err != nil || st.Pid <= 0 || !cgroups.HasAdminCapabilities(conf.capabilities()) {
+		return nil //nolint:nilerr // nobody asked
+	}
+	s, err := cgroups.OpenExisting(e.state)
+	if errors.Is(err, cgroups.ErrNotLoaded) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.Close()) }()
+	ns, err := cgroups.NetnsOf(st.Pid)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	return s.Admit(ns, &cgroups.Container{ID: st.ID, PID: st.Pid, Capabilities: conf.capabilities()})
 }
 
 func attach(e env, st *specs.State, conf *configuration, req policy.Request, name string) (att cgroups.Attached, err error) {
@@ -226,20 +250,49 @@ type configuration struct {
 	} `json:"process"`
 }
 
+// readConfiguration stops when it has what it wants, which is at the beginning as
+// runtime-spec's types are written: what follows has a hundred kilobytes of seccomp.
 func readConfiguration(bundle string) (*configuration, error) {
 	file := filepath.Join(bundle, "config.json")
-	b, err := os.ReadFile(file)
+	f, err := os.Open(file)
 	if bundle == "" || errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("its bundle %q has no config.json", bundle)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read its configuration: %w", err)
 	}
-	var c configuration
-	if err := json.Unmarshal(b, &c); err != nil {
+	defer f.Close()
+	c := new(configuration)
+	if err := c.decode(json.NewDecoder(f)); err != nil {
 		return nil, fmt.Errorf("its configuration %s is no OCI configuration: %w", file, err)
 	}
-	return &c, nil
+	return c, nil
+}
+
+func (c *configuration) decode(d *json.Decoder) error {
+	wanted := map[string]any{"root": &c.Root, "process": &c.Process}
+	if _, err := d.Token(); err != nil { // {
+		return err
+	}
+	for d.More() {
+		key, err := d.Token()
+		if err != nil {
+			return err
+		}
+		name, _ := key.(string)
+		into := wanted[name]
+		if into == nil {
+			into = new(json.RawMessage)
+		}
+		if err := d.Decode(into); err != nil {
+			return err
+		}
+		if delete(wanted, name); len(wanted) == 0 {
+			return nil
+		}
+	}
+	_, err := d.Token() // }
+	return err
 }
 
 // rootfs returns the container's root directory, which its init process has not

@@ -213,6 +213,46 @@ func TestAdminCapabilities(t *testing.T) {
 	}
 }
 
+// TestStrangersInAManagedPod: one without annotations has no sockets there, and
+// starts unless it needs none to do harm.
+func TestStrangersInAManagedPod(t *testing.T) {
+	state := newState(t)
+	for _, spec := range []string{"", "  adminCapabilities: allow\n"} {
+		c := newContainer(t, syscall.CLONE_NEWNET)
+		dir := policies(t, map[string]string{"mesh.yaml": mesh + spec})
+		stranger := c.state(nil)
+		stranger.ID = "stranger"
+		try := func(capabilities string) error {
+			t.Helper()
+			config := `{"ociVersion":"1.0.2","hooks":{"a":[1,{}]},"process":{"capabilities":{"bounding":` + capabilities + `}},"linux":{}}`
+			must(t, os.WriteFile(filepath.Join(c.bundle, "config.json"), []byte(config), 0o644))
+			return call(t, state, dir, "createRuntime", stranger)
+		}
+		must(t, try(`["CAP_NET_ADMIN"]`)) // it is no managed pod yet
+		must(t, os.WriteFile(filepath.Join(c.bundle, "config.json"), []byte(`{}`), 0o644))
+		must(t, call(t, state, dir, "createRuntime", c.state(map[string]string{policy.KeyRole: "app", policy.KeyPolicy: "mesh"})))
+		must(t, try(`["CAP_NET_RAW"]`))
+		if err := try(`["CAP_CHOWN","CAP_NET_ADMIN"]`); spec == "" {
+			wantError(t, err, 1, "container stranger", "managed pod", "CAP_NET_ADMIN", "adminCapabilities: allow into policy mesh")
+		} else {
+			must(t, err)
+		}
+		c.stop()
+		must(t, call(t, state, dir, "poststop", c.state(nil)))
+	}
+}
+
+// TestConfigurationIsNoJSON of a bundle.
+func TestConfigurationIsNoJSON(t *testing.T) {
+	state := newState(t)
+	c := newContainer(t, syscall.CLONE_NEWNET)
+	for _, text := range []string{"", "{", "process", `{"process":`, `{"process":{"capabilities":7}}`, `{"root":[]}`} {
+		must(t, os.WriteFile(filepath.Join(c.bundle, "config.json"), []byte(text), 0o644))
+		wantError(t, call(t, state, policies(t, nil), "createRuntime", c.state(map[string]string{policy.KeyRole: "app"})), 1, "config.json", "OCI configuration")
+	}
+	wantNoState(t, state)
+}
+
 func TestWrongUsage(t *testing.T) {
 	state := newState(t)
 	for _, args := range [][]string{nil, {"hook"}, {"hook", ""}, {"hook", "poststart"}, {"hook", "createRuntime", "poststop"}, {"hook", "--help"}} {

@@ -71,6 +71,8 @@ func TestAdminCapabilities(t *testing.T) {
 	wantMessage(t, err, "CAP_NET_ADMIN", "adminCapabilities: allow into policy mesh")
 	_, err = run("system", lab.ContainerOptions{CapAdd: []string{"SYS_ADMIN"}})
 	wantMessage(t, err, "CAP_SYS_ADMIN", "leave its cgroup")
+	_, err = p.Run(ctx, "stranger", lab.AppImage, lab.ContainerOptions{CapAdd: []string{"NET_ADMIN"}, Args: []string{"/bin/sleep", "60"}})
+	wantMessage(t, err, "managed pod, without annotations", "CAP_NET_ADMIN")
 	app, err := run("plain", lab.ContainerOptions{CapAdd: []string{"NET_RAW"}})
 	must(t, err)
 	p.wantEnforced(app)
