@@ -3,14 +3,11 @@
 package cgroups
 
 import (
-	"errors"
 	"fmt"
 	mathbits "math/bits"
 	"os"
 	"slices"
 	"strings"
-
-	"github.com/cilium/ebpf"
 
 	"sidegate/bpf"
 )
@@ -31,8 +28,7 @@ var adminCapabilities = []struct {
 // bit n stands for the nth.
 func adminOf(c *Container) (bits uint8, err error) {
 	for i, a := range adminCapabilities {
-		// crun takes them in small letters too.
-		if !slices.ContainsFunc(c.Capabilities, func(s string) bool { return strings.EqualFold(s, a.name) }) {
+		if !hasCapability(c.Capabilities, a.name) {
 			continue
 		}
 		if !a.anywhere {
@@ -73,23 +69,15 @@ func refusal(bits uint8, role bpf.Role, pol *applied) string {
 // Admit is asked of a container that is not to be registered: it refuses one that
 // is about to start in a managed pod, has no sockets there, and could do without.
 func (s *Store) Admit(ns *Netns, c *Container) error {
-	var pod bpf.Pod
-	err := s.maps.Pods.Lookup(ns.Cookie, &pod)
-	if errors.Is(err, ebpf.ErrKeyNotExist) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("look up pod: %w", err)
-	}
-	pol, err := s.policyAt(pod.Policy)
-	if err != nil {
+	pol, err := s.podPolicy(ns)
+	if err != nil || pol == nil {
 		return err
 	}
 	admin, err := adminOf(c)
 	if err != nil {
 		return err
 	}
-	if why := refusal(admin, bpf.RoleDead, &pol); why != "" {
+	if why := refusal(admin, bpf.RoleDead, pol); why != "" {
 		return fmt.Errorf("it is about to start in a managed pod, without annotations; %s", why)
 	}
 	return nil
@@ -98,14 +86,17 @@ func (s *Store) Admit(ns *Netns, c *Container) error {
 // HasAdminCapabilities tells whether some of these capabilities are such that Admit
 // has to be asked. It is cheap.
 func HasAdminCapabilities(capabilities []string) bool {
-	return slices.ContainsFunc(capabilities, func(s string) bool {
-		for _, a := range adminCapabilities {
-			if strings.EqualFold(s, a.name) {
-				return true
-			}
+	for _, a := range adminCapabilities {
+		if hasCapability(capabilities, a.name) {
+			return true
 		}
-		return false
-	})
+	}
+	return false
+}
+
+// hasCapability ignores case: crun takes names in small letters too.
+func hasCapability(capabilities []string, name string) bool {
+	return slices.ContainsFunc(capabilities, func(s string) bool { return strings.EqualFold(s, name) })
 }
 
 // ownUserns tells whether a process has another user namespace than this one.

@@ -398,14 +398,23 @@ func reservePorts(dir string, pol bpf.Policy) error {
 // PolicyOf returns the name of the policy of the pod that ns is, or "" if it is
 // no managed pod.
 func (s *Store) PolicyOf(ns *Netns) (string, error) {
+	pol, err := s.podPolicy(ns)
+	if err != nil || pol == nil {
+		return "", err
+	}
+	return bpf.CString(pol.info.Name[:]), nil
+}
+
+// podPolicy returns what the pod is under, or nil if ns is no managed pod's.
+func (s *Store) podPolicy(ns *Netns) (*applied, error) {
 	var pod bpf.Pod
 	err := s.maps.Pods.Lookup(ns.Cookie, &pod)
 	if errors.Is(err, ebpf.ErrKeyNotExist) {
-		return "", nil
+		return nil, nil
 	}
 	if err != nil {
-		return "", fmt.Errorf("look up pod: %w", err)
+		return nil, fmt.Errorf("look up pod: %w", err)
 	}
 	pol, err := s.policyAt(pod.Policy)
-	return bpf.CString(pol.info.Name[:]), err
+	return &pol, err
 }
