@@ -32,7 +32,7 @@ type PolicyStatus struct {
 
 // ListPolicies returns the policies that pods are under, by name.
 func ListPolicies(state string) (list []PolicyStatus, err error) {
-	err = ifLoaded(state, func(s *Store) error {
+	err = IfLoaded(state, func(s *Store) error {
 		all, err := s.appliedPolicies()
 		if err != nil {
 			return err

@@ -201,7 +201,7 @@ func (s *Store) Apply(c *policy.Compiled, src Source) (pods int, err error) {
 // ApplyPolicy applies to what is loaded at state, if anything is. It must run in
 // the node's network namespace, whose addresses are entity host.
 func ApplyPolicy(state string, c *policy.Compiled, src Source) (pods int, err error) {
-	err = ifLoaded(state, func(s *Store) (err error) {
+	err = IfLoaded(state, func(s *Store) (err error) {
 		pods, err = s.Apply(c, src)
 		return err
 	})

@@ -40,7 +40,7 @@ const unixReason = "unix"
 
 // ReadSeen lists what mode audit has recorded, the most frequent first.
 func ReadSeen(state string) (list []Seen, err error) {
-	err = ifLoaded(state, func(s *Store) error {
+	err = IfLoaded(state, func(s *Store) error {
 		keys, err := keysOf[bpf.Seen](s.maps.Seen)
 		if err != nil {
 			return err

@@ -74,7 +74,7 @@ type ContainerStatus struct {
 // loaded is no error.
 func ReadStatus(state string) (st Status, err error) {
 	st = Status{ABI: bpf.ABI, State: state}
-	err = ifLoaded(state, func(s *Store) (err error) {
+	err = IfLoaded(state, func(s *Store) (err error) {
 		if _, err := s.Collect(); err != nil {
 			return err
 		}

@@ -83,8 +83,8 @@ func OpenExisting(state string) (*Store, error) {
 	return s.openMaps()
 }
 
-// ifLoaded runs f on the state, locked, if something is loaded there.
-func ifLoaded(state string, f func(*Store) error) (err error) {
+// IfLoaded runs f on the state, locked, if something is loaded there.
+func IfLoaded(state string, f func(*Store) error) (err error) {
 	s, err := OpenExisting(state)
 	if errors.Is(err, ErrNotLoaded) {
 		return nil

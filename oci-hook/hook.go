@@ -135,25 +135,19 @@ func createRuntime(e env, st *specs.State) error {
 // admit leaves a container alone that wants nothing, unless it is in a managed pod
 // and has capabilities that reach what is enforced there. Few have them: only then
 // more is read than its configuration.
-func admit(e env, st *specs.State) (err error) {
+func admit(e env, st *specs.State) error {
 	conf, err := readConfiguration(st.Bundle)
 	if err != nil || st.Pid <= 0 || !cgroups.HasAdminCapabilities(conf.capabilities()) {
 		return nil //nolint:nilerr // nobody asked
 	}
-	s, err := cgroups.OpenExisting(e.state)
-	if errors.Is(err, cgroups.ErrNotLoaded) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, s.Close()) }()
-	ns, err := cgroups.NetnsOf(st.Pid)
-	if err != nil {
-		return err
-	}
-	defer ns.Close()
-	return s.Admit(ns, &cgroups.Container{ID: st.ID, PID: st.Pid, Capabilities: conf.capabilities()})
+	return cgroups.IfLoaded(e.state, func(s *cgroups.Store) error {
+		ns, err := cgroups.NetnsOf(st.Pid)
+		if err != nil {
+			return err
+		}
+		defer ns.Close()
+		return s.Admit(ns, &cgroups.Container{ID: st.ID, PID: st.Pid, Capabilities: conf.capabilities()})
+	})
 }
 
 func attach(e env, st *specs.State, conf *configuration, req policy.Request, name string) (att cgroups.Attached, err error) {
@@ -349,15 +343,9 @@ func runtimeOf(st *specs.State) string {
 // infra container, may be the last of its pod.
 func poststop(e env, st *specs.State) error { return detach(e, st.ID, 0) }
 
-func detach(e env, id string, dying int) (err error) {
-	s, err := cgroups.OpenExisting(e.state)
-	if errors.Is(err, cgroups.ErrNotLoaded) {
-		return nil
-	}
-	if err != nil {
+func detach(e env, id string, dying int) error {
+	return cgroups.IfLoaded(e.state, func(s *cgroups.Store) error {
+		_, err := s.Detach(id, dying)
 		return err
-	}
-	defer func() { err = errors.Join(err, s.Close()) }()
-	_, err = s.Detach(id, dying)
-	return err
+	})
 }

@@ -364,26 +364,19 @@ func Missing(q Query, reason string) string {
 	case isICMP && q.Port > 255 || !isICMP && q.Port == 0: // nor this
 		return ""
 	}
-	who := "role: " + subject.container.Role.String()
-	if subject.container.Role == RoleUnset {
-		who = "container: " + strconv.Quote(subject.container.Name)
-	}
 	ports := "ports"
 	if isICMP {
 		ports = "types"
 	}
-	return "- " + who + "\n  " + dir + ":\n  - " + key + ": [{" + peerYAML(other) + "}]\n    protocol: " + proto +
+	return "- " + subject.container.yaml() + "\n  " + dir + ":\n  - " + key + ": [{" + peerYAML(other) + "}]\n    protocol: " + proto +
 		"\n    " + ports + ": [" + strconv.Itoa(int(q.Port)) + "]\n"
 }
 
 func peerYAML(e End) string {
-	switch {
-	case e.container == nil:
+	if e.container == nil {
 		return "cidr: " + strconv.Quote(netip.PrefixFrom(e.addr, e.addr.BitLen()).String())
-	case e.container.Role != RoleUnset:
-		return "role: " + e.container.Role.String()
 	}
-	return "container: " + strconv.Quote(e.container.Name)
+	return e.container.yaml()
 }
 
 func protoName(proto uint8) string {
@@ -411,14 +404,18 @@ func MissingUnix(e Endpoint, name string, kind UnixType) string {
 	} else if !cleanPath(name) {
 		return ""
 	}
-	who := "role: " + e.Role.String()
-	if e.Role == RoleUnset {
-		who = "container: " + strconv.Quote(e.Name)
-	}
 	if len(name) < 2 || patternProblem(pattern) != "" {
 		return ""
 	}
-	return "- " + who + "\n  unix:\n    allow:\n    - {" + key + ": " + strconv.Quote(pattern) + ", type: " + kind.String() + "}\n"
+	return "- " + e.yaml() + "\n  unix:\n    allow:\n    - {" + key + ": " + strconv.Quote(pattern) + ", type: " + kind.String() + "}\n"
+}
+
+// yaml is how a rule names a container.
+func (e Endpoint) yaml() string {
+	if e.Role == RoleUnset {
+		return "container: " + strconv.Quote(e.Name)
+	}
+	return "role: " + e.Role.String()
 }
 
 // quotePattern makes a pattern that stands for name alone.
