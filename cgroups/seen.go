@@ -41,27 +41,12 @@ const unixReason = "unix"
 // ReadSeen lists what mode audit has recorded, the most frequent first.
 func ReadSeen(state string) (list []Seen, err error) {
 	err = IfLoaded(state, func(s *Store) error {
-		keys, err := keysOf[bpf.Seen](s.maps.Seen)
+		packets, err := recorded(s.maps.Seen, s.seen)
 		if err != nil {
 			return err
 		}
-		for _, k := range keys {
-			var n bpf.SeenCount
-			if err := s.maps.Seen.Lookup(k, &n); err != nil {
-				continue // the kernel made room for another one
-			}
-			row, err := s.seen(k)
-			if errors.Is(err, ebpf.ErrKeyNotExist) {
-				continue // recorded after its container was forgotten
-			}
-			if err != nil {
-				return err
-			}
-			row.Count = n.Count
-			list = append(list, row)
-		}
-		some, err := s.seenUnix()
-		list = append(list, some...)
+		sockets, err := recorded(s.maps.SeenUnix, s.seenUnix)
+		list = append(packets, sockets...)
 		return err
 	})
 	if err != nil {
@@ -73,39 +58,53 @@ func ReadSeen(state string) (list []Seen, err error) {
 	return list, nil
 }
 
-// seenUnix lists what mode audit has recorded of UNIX sockets.
-func (s *Store) seenUnix() (list []Seen, err error) {
-	keys, err := keysOf[bpf.SeenUnix](s.maps.SeenUnix)
+// recorded lists what a map of mode audit has, each as row makes it.
+func recorded[K any](m *ebpf.Map, row func(K) (Seen, error)) (list []Seen, err error) {
+	keys, err := keysOf[K](m)
 	if err != nil {
 		return nil, err
 	}
 	for _, k := range keys {
 		var n bpf.SeenCount
-		if err := s.maps.SeenUnix.Lookup(k, &n); err != nil {
+		if err := m.Lookup(k, &n); err != nil {
 			continue // the kernel made room for another one
 		}
-		row, err := s.seen(bpf.Seen{CgroupId: k.CgroupId, Peer: k.Peer})
+		r, err := row(k)
 		if errors.Is(err, ebpf.ErrKeyNotExist) {
 			continue // recorded after its container was forgotten
 		}
 		if err != nil {
 			return nil, err
 		}
-		name := k.Name[:min(int(k.Len), len(k.Name))]
-		if k.Abstract != 0 {
-			name = append([]byte("@"), name[1:]...)
-		}
-		kind := map[uint8]policy.UnixType{unix.SOCK_STREAM: policy.UnixStream, unix.SOCK_DGRAM: policy.UnixDgram, unix.SOCK_SEQPACKET: policy.UnixSeqpacket}[k.Type]
-		row.Unix, row.Type, row.Count = string(name), kind.String(), n.Count
-		row.Reason = unixReason
-		self, err := s.info(k.CgroupId)
-		if err != nil {
-			return nil, err
-		}
-		row.Missing = policy.MissingUnix(endpointOf(self), row.Unix, kind)
-		list = append(list, row)
+		r.Count = n.Count
+		list = append(list, r)
 	}
 	return list, nil
+}
+
+// seenUnix names the ends of a record of a UNIX socket.
+func (s *Store) seenUnix(k bpf.SeenUnix) (Seen, error) {
+	row, err := s.seen(bpf.Seen{CgroupId: k.CgroupId, Peer: k.Peer})
+	if err != nil {
+		return row, err
+	}
+	role, err := policy.ParseRole(row.Role)
+	if err != nil {
+		return row, err
+	}
+	name := k.Name[:min(int(k.Len), len(k.Name))]
+	if k.Abstract != 0 {
+		name = append([]byte("@"), name[1:]...)
+	}
+	kind := policy.UnixAny
+	for t, number := range unixTypes {
+		if number == k.Type {
+			kind = t
+		}
+	}
+	row.Unix, row.Type, row.Reason = string(name), kind.String(), unixReason
+	row.Missing = policy.MissingUnix(policy.Endpoint{Role: role, Name: row.Container}, row.Unix, kind)
+	return row, nil
 }
 
 // seen names the ends of a record.

@@ -119,14 +119,16 @@ func (s *Store) hooksFor(entry bpf.Container, role bpf.Role, pol *applied) ([]bp
 	return append(hooks, bpf.UnixHooks(kind)...), nil
 }
 
+// unixTypes are the types of sockets that rules name. Any has none.
+var unixTypes = map[policy.UnixType]uint8{
+	policy.UnixStream: unix.SOCK_STREAM, policy.UnixDgram: unix.SOCK_DGRAM, policy.UnixSeqpacket: unix.SOCK_SEQPACKET,
+}
+
 // putUnix writes the rules of one revision for UNIX sockets.
 func (s *Store) putUnix(c *policy.Compiled, rev uint32) error {
-	types := map[policy.UnixType]uint8{
-		policy.UnixStream: unix.SOCK_STREAM, policy.UnixDgram: unix.SOCK_DGRAM, policy.UnixSeqpacket: unix.SOCK_SEQPACKET,
-	}
 	for _, sub := range c.Subjects {
 		for i, r := range sub.Unix {
-			rule, err := bpf.NewUnixRule(r.Pattern, r.Abstract, types[r.Type], uint32(r.Rule), r.Peers)
+			rule, err := bpf.NewUnixRule(r.Pattern, r.Abstract, unixTypes[r.Type], uint32(r.Rule), r.Peers)
 			if err != nil {
 				return fmt.Errorf("%s: %w", c.Rules[r.Rule-1].Path, err)
 			}
