@@ -25,7 +25,10 @@ type lsmSgContainer struct {
 	Role        uint32
 	Subject     uint32
 	Name        uint32
+	PidNs       uint32
+	MntNs       uint32
 	Reserved    uint32
+	Started     uint64
 }
 
 type lsmSgContainerInfo struct {
@@ -37,7 +40,8 @@ type lsmSgContainerInfo struct {
 	Runtime    [16]uint8
 	Role       uint8
 	Admin      uint8
-	Reserved   [2]uint8
+	Inherited  uint8
+	Reserved   uint8
 	Pid        uint32
 	_          [4]byte
 	NetnsIno   uint64
@@ -286,6 +290,7 @@ const (
 	lsmMapUnixRules     = "unix_rules"
 	lsmProgSgLsmConnect = "sg_lsm_connect"
 	lsmProgSgLsmSend    = "sg_lsm_send"
+	lsmProgSgLsmSocket  = "sg_lsm_socket"
 )
 
 // loadLsm returns the embedded CollectionSpec for lsm.
@@ -332,6 +337,7 @@ type lsmSpecs struct {
 type lsmProgramSpecs struct {
 	SgLsmConnect *ebpf.ProgramSpec `ebpf:"sg_lsm_connect"`
 	SgLsmSend    *ebpf.ProgramSpec `ebpf:"sg_lsm_send"`
+	SgLsmSocket  *ebpf.ProgramSpec `ebpf:"sg_lsm_socket"`
 }
 
 // lsmMapSpecs contains maps before they are loaded into the kernel.
@@ -463,12 +469,14 @@ type lsmVariables struct {
 type lsmPrograms struct {
 	SgLsmConnect *ebpf.Program `ebpf:"sg_lsm_connect"`
 	SgLsmSend    *ebpf.Program `ebpf:"sg_lsm_send"`
+	SgLsmSocket  *ebpf.Program `ebpf:"sg_lsm_socket"`
 }
 
 func (p *lsmPrograms) Close() error {
 	return _LsmClose(
 		p.SgLsmConnect,
 		p.SgLsmSend,
+		p.SgLsmSocket,
 	)
 }
 

@@ -42,6 +42,7 @@ var (
 	redirectDNS      = verdict{verdicts.RedirectDNS, nodeSgCounterSG_COUNT_DNS}
 	denyUnregistered = deny(nodeSgCounterSG_DROP_UNREGISTERED)
 	denyInit         = deny(nodeSgCounterSG_DROP_INIT)
+	denyStranger     = deny(nodeSgCounterSG_DROP_STRANGER)
 	denyUDP          = deny(nodeSgCounterSG_DROP_UDP)
 	denyICMP         = deny(nodeSgCounterSG_DROP_ICMP)
 	denyRaw          = deny(nodeSgCounterSG_DROP_RAW)
@@ -101,6 +102,8 @@ func modelSocket(c *verdicts.Case) verdict {
 	switch {
 	case !app && v.action == verdicts.Deny:
 		return v
+	case c.Stranger != 0:
+		return denyStranger
 	case flags&SubjectProcesses != 0 && c.ProcessOk == 0:
 		return denyProcess
 	case flags&SubjectRuled != 0:
@@ -129,6 +132,17 @@ func modelSocket(c *verdicts.Case) verdict {
 		return denyICMP
 	}
 	return denyProtocol
+}
+
+func modelFamily(c *verdicts.Case) verdict {
+	known := []uint32{
+		unix.AF_UNIX, unix.AF_INET, unix.AF_INET6, unix.AF_KEY, unix.AF_NETLINK, unix.AF_PACKET, unix.AF_ALG, unix.AF_XDP,
+	}
+	bound := c.Flags&uint32(SubjectRuled) != 0 || c.Role != uint32(RoleSidecar) && c.Role != uint32(RoleExempt)
+	if bound && !slices.Contains(known, c.Proto) {
+		return denyProtocol
+	}
+	return allow
 }
 
 // modelInside turns what both ends' rules say into a verdict.
@@ -257,6 +271,8 @@ func model(name string, c *verdicts.Case) (a answer, known bool) {
 		a.yes = modelReserved(&c.Policy, c.Port)
 	case "socket":
 		a.verdict = modelSocket(c)
+	case "family":
+		a.verdict = modelFamily(c)
 	case "inside":
 		a.verdict = modelInside(uint32(c.Inside), Counter(c.Count))
 	case "connect":

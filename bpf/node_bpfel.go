@@ -25,7 +25,10 @@ type nodeSgContainer struct {
 	Role        nodeSgRole
 	Subject     uint32
 	Name        uint32
+	PidNs       uint32
+	MntNs       uint32
 	Reserved    uint32
+	Started     uint64
 }
 
 type nodeSgContainerInfo struct {
@@ -37,7 +40,8 @@ type nodeSgContainerInfo struct {
 	Runtime    [16]uint8
 	Role       uint8
 	Admin      uint8
-	Reserved   [2]uint8
+	Inherited  uint8
+	Reserved   uint8
 	Pid        uint32
 	_          [4]byte
 	NetnsIno   uint64
@@ -79,6 +83,7 @@ const (
 	nodeSgCounterSG_DROP_POLICY_INGRESS nodeSgCounter = 28
 	nodeSgCounterSG_DROP_PROCESS        nodeSgCounter = 29
 	nodeSgCounterSG_DROP_UNIX           nodeSgCounter = 30
+	nodeSgCounterSG_DROP_STRANGER       nodeSgCounter = 31
 	nodeSgCounterSG_COUNTERS            nodeSgCounter = 32
 )
 

@@ -141,6 +141,7 @@ type Maps struct {
 	Rules         *ebpf.Map `ebpf:"rules"`
 	Seen          *ebpf.Map `ebpf:"seen"`
 	SeenUnix      *ebpf.Map `ebpf:"seen_unix"`
+	Socks         *ebpf.Map `ebpf:"socks"`
 	Subjects      *ebpf.Map `ebpf:"subjects"`
 	UnixRules     *ebpf.Map `ebpf:"unix_rules"`
 }
@@ -170,6 +171,7 @@ func (m *Maps) fields() map[string]**ebpf.Map {
 		nodeMapRules:         &m.Rules,
 		nodeMapSeen:          &m.Seen,
 		nodeMapSeenUnix:      &m.SeenUnix,
+		nodeMapSocks:         &m.Socks,
 		nodeMapSubjects:      &m.Subjects,
 		nodeMapUnixRules:     &m.UnixRules,
 	}

@@ -22,6 +22,7 @@ const (
 	SockRedirected uint32 = 1
 	SockDNS        uint32 = 2
 	SockPassive    uint32 = 4
+	SockSent       uint32 = 16
 )
 
 // lister is the loaded iterator. It stays for the life of the process: loading it

@@ -11,7 +11,7 @@ import (
 
 // ABI is the version of everything in src/abi.h. State of another ABI is
 // never touched.
-const ABI = 2
+const ABI = 3
 
 // The structs of src/abi.h, generated. Ports are in host order.
 type (
@@ -37,6 +37,7 @@ type (
 	SeenCount     = nodeSgSeenCount
 	SeenUnix      = nodeSgSeenUnix
 	Slot          = nodeSgSlot
+	Sock          = nodeSgSock
 	SubjectKey    = nodeSgSubjectKey
 	Tuple         = nodeSgTuple
 )
@@ -188,6 +189,7 @@ var counterInfos = []CounterInfo{
 	{nodeSgCounterSG_DROP_POLICY_INGRESS, "policy_ingress", true, "no rule of the receiver lets it in"},
 	{nodeSgCounterSG_DROP_PROCESS, "process", true, "socket of an executable that may have none"},
 	{nodeSgCounterSG_DROP_UNIX, "unix", true, "UNIX socket that no rule lets it reach"},
+	{nodeSgCounterSG_DROP_STRANGER, "stranger", true, "process of another container that moved into this cgroup"},
 }
 
 // String returns the counter's name.

@@ -160,10 +160,7 @@ func UnixHooks(kind UnixKind) []Hook {
 // LoadUnix loads the programs of UnixHooks, by their names. They use m's maps.
 // The caller owns them. A verifier error is an *ebpf.VerifierError.
 func LoadUnix(m *Maps, kind UnixKind) (programs map[string]*ebpf.Program, err error) {
-	maps := map[string]*ebpf.Map{}
-	for name, f := range m.fields() {
-		maps[name] = *f
-	}
+	maps := m.byName()
 	switch kind {
 	case UnixCgroup:
 		var p unixPrograms
@@ -175,12 +172,39 @@ func LoadUnix(m *Maps, kind UnixKind) (programs map[string]*ebpf.Program, err er
 			unixProgSgSendmsgUnix: p.SgSendmsgUnix,
 		}, nil
 	case UnixLSM:
-		return loadUnixLSM(maps)
+		return loadLSM(maps, lsmProgSgLsmConnect, lsmProgSgLsmSend)
 	}
 	return nil, errors.New("load programs for UNIX sockets: the kernel has no hook for them")
 }
 
-func loadUnixLSM(maps map[string]*ebpf.Map) (_ map[string]*ebpf.Program, err error) {
+func (m *Maps) byName() map[string]*ebpf.Map {
+	maps := map[string]*ebpf.Map{}
+	for name, f := range m.fields() {
+		maps[name] = *f
+	}
+	return maps
+}
+
+// FamilyHook is attached to the cgroup of a container of this role, which has rules
+// or not, where BPF LSM is on: it refuses families of sockets that no other hook
+// sees, such as AF_VSOCK. There is none for who may have them.
+func FamilyHook(role Role, ruled bool) (Hook, bool) {
+	free := (role == RoleSidecar || role == RoleExempt) && !ruled
+	return Hook{lsmProgSgLsmSocket, ebpf.AttachLSMCgroup}, !free
+}
+
+// LoadFamily loads the program of FamilyHook, which uses m's maps. It returns nil
+// where BPF is not among the kernel's security modules.
+func LoadFamily(m *Maps) (*ebpf.Program, error) {
+	if probeLSM() != nil {
+		return nil, nil
+	}
+	programs, err := loadLSM(m.byName(), lsmProgSgLsmSocket)
+	return programs[lsmProgSgLsmSocket], err
+}
+
+// loadLSM loads these programs of the LSM object.
+func loadLSM(maps map[string]*ebpf.Map, names ...string) (_ map[string]*ebpf.Program, err error) {
 	spec, err := loadLsm()
 	if err != nil {
 		return nil, fmt.Errorf("parse lsm object: %w", err)
@@ -197,8 +221,8 @@ func loadUnixLSM(maps map[string]*ebpf.Map) (_ map[string]*ebpf.Program, err err
 			}
 		}
 	}()
-	for name, p := range spec.Programs {
-		if programs[name], err = loadLSMCgroup(kernel, p, maps); err != nil {
+	for _, name := range names {
+		if programs[name], err = loadLSMCgroup(kernel, spec.Programs[name], maps); err != nil {
 			return nil, fmt.Errorf("load lsm object: program %s: %w", name, err)
 		}
 	}

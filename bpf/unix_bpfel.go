@@ -25,7 +25,10 @@ type unixSgContainer struct {
 	Role        uint32
 	Subject     uint32
 	Name        uint32
+	PidNs       uint32
+	MntNs       uint32
 	Reserved    uint32
+	Started     uint64
 }
 
 type unixSgContainerInfo struct {
@@ -37,7 +40,8 @@ type unixSgContainerInfo struct {
 	Runtime    [16]uint8
 	Role       uint8
 	Admin      uint8
-	Reserved   [2]uint8
+	Inherited  uint8
+	Reserved   uint8
 	Pid        uint32
 	_          [4]byte
 	NetnsIno   uint64

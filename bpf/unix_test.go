@@ -551,7 +551,12 @@ func TestUnixProgramsAndHooks(t *testing.T) {
 	for kind, load := range map[UnixKind]func() (*ebpf.CollectionSpec, error){UnixCgroup: loadUnix, UnixLSM: loadLsm} {
 		spec := parse(t, load)
 		var hooks []string
-		for _, h := range UnixHooks(kind) {
+		attached := UnixHooks(kind)
+		if kind == UnixLSM {
+			family, _ := FamilyHook(RoleApp, false)
+			attached = append(attached, family)
+		}
+		for _, h := range attached {
 			hooks = append(hooks, h.Program)
 			if p := spec.Programs[h.Program]; p == nil || p.AttachType != h.Attach {
 				t.Errorf("%v: the object has no program %s for %v", kind, h.Program, h.Attach)

@@ -50,8 +50,8 @@ func check(t *testing.T, j *verdicts.Judge, name string, c verdicts.Case, want a
 func TestFunctions(t *testing.T) {
 	f := loaded(t)
 	names := f.judge.Functions()
-	if len(names) != 11 {
-		t.Errorf("%d functions, want 11: %q", len(names), names)
+	if len(names) != 12 {
+		t.Errorf("%d functions, want 12: %q", len(names), names)
 	}
 	for _, name := range names {
 		if _, ok := model(name, new(verdicts.Case)); !ok {
@@ -277,6 +277,52 @@ func TestSocketOfRuled(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Families that have hooks of their own, or lead nowhere, are free; others are for
+// containers that no policy binds.
+func TestFamily(t *testing.T) {
+	j := loaded(t).judge
+	known := []uint32{
+		unix.AF_UNIX, unix.AF_INET, unix.AF_INET6, unix.AF_KEY, unix.AF_NETLINK, unix.AF_PACKET, unix.AF_ALG, unix.AF_XDP,
+	}
+	families := []uint32{63, 64, 65, 64 + unix.AF_UNIX, 1<<32 - 1}
+	for f := range uint32(unix.AF_MAX) + 1 {
+		families = append(families, f)
+	}
+	for role := range uint32(8) {
+		for _, flags := range []uint16{0, SubjectRuled, SubjectICMP, SubjectRuled | SubjectSCTP} {
+			free := (role == uint32(RoleSidecar) || role == uint32(RoleExempt)) && flags&SubjectRuled == 0
+			for _, family := range families {
+				want := denyProtocol
+				if free || slices.Contains(known, family) {
+					want = allow
+				}
+				check(t, j, "family", verdicts.Case{Role: role, Flags: uint32(flags), Proto: family}, answer{verdict: want})
+			}
+			if _, hooked := FamilyHook(Role(role), flags&SubjectRuled != 0); hooked == free {
+				t.Errorf("role %d, flags %d: it is hooked: %t", role, flags, hooked)
+			}
+		}
+	}
+}
+
+// A process of another container has none, whatever it executes.
+func TestSocketOfStranger(t *testing.T) {
+	j := loaded(t).judge
+	for _, role := range []Role{RoleApp, RoleSidecar, RoleExempt} {
+		for _, flags := range []uint16{0, SubjectRuled, SubjectProcesses, SubjectRuled | SubjectProcesses} {
+			for _, kind := range []uint32{unix.SOCK_STREAM, unix.SOCK_RAW} {
+				in := verdicts.Case{Role: uint32(role), Flags: uint32(flags), Type: kind, Proto: unix.IPPROTO_TCP, Stranger: 1, ProcessOk: 1}
+				check(t, j, "socket", in, answer{verdict: denyStranger})
+			}
+		}
+	}
+	for _, r := range otherRoles {
+		if in := (verdicts.Case{Role: r.role, Stranger: 1}); !r.free {
+			check(t, j, "socket", in, answer{verdict: r.deny})
+		}
 	}
 }
 

@@ -3,10 +3,14 @@
 package cgroups
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
+	"io/fs"
 	mathbits "math/bits"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 
 	"sidegate/bpf"
@@ -54,11 +58,16 @@ func adminNames(bits uint8) (names []string) {
 	return names
 }
 
+// binds tells whether the policy keeps a container of this role from anything.
+func binds(role bpf.Role, pol *applied) bool {
+	free := (role == bpf.RoleSidecar || role == bpf.RoleExempt) && pol.entry.Flags&bpf.PolicyRuled == 0
+	return !free && pol.entry.Flags&bpf.PolicyAudit == 0
+}
+
 // refusal says why a container that has these of adminCapabilities does not start:
 // the policy binds it, and it could get out of that.
 func refusal(bits uint8, role bpf.Role, pol *applied) string {
-	free := (role == bpf.RoleSidecar || role == bpf.RoleExempt) && pol.entry.Flags&bpf.PolicyRuled == 0
-	if bits == 0 || free || pol.entry.Flags&(bpf.PolicyAdmin|bpf.PolicyAudit) != 0 {
+	if bits == 0 || !binds(role, pol) || pol.entry.Flags&bpf.PolicyAdmin != 0 {
 		return ""
 	}
 	a := adminCapabilities[mathbits.TrailingZeros8(bits)]
@@ -77,21 +86,77 @@ func (s *Store) Admit(ns *Netns, c *Container) error {
 	if err != nil {
 		return err
 	}
-	if why := refusal(admin, bpf.RoleDead, pol); why != "" {
+	sockets, err := inheritedSockets(c.PID)
+	if err != nil {
+		return err
+	}
+	if why := cmp.Or(refusal(admin, bpf.RoleDead, pol), socketRefusal(inheritance(sockets), bpf.RoleDead, pol)); why != "" {
 		return fmt.Errorf("it is about to start in a managed pod, without annotations; %s", why)
 	}
 	return nil
 }
 
-// HasAdminCapabilities tells whether some of these capabilities are such that Admit
-// has to be asked. It is cheap.
-func HasAdminCapabilities(capabilities []string) bool {
+// NeedsAdmission tells whether Admit has to be asked of a container. It is cheap, and
+// most do not need it.
+func NeedsAdmission(c *Container) bool {
 	for _, a := range adminCapabilities {
-		if hasCapability(capabilities, a.name) {
+		if hasCapability(c.Capabilities, a.name) {
 			return true
 		}
 	}
-	return false
+	sockets, err := inheritedSockets(c.PID)
+	if errors.Is(err, fs.ErrNotExist) { // the process has ended
+		return false
+	}
+	return len(sockets) > 0 || err != nil // Admit says it, if the pod is managed
+}
+
+// capabilityNames are those of capabilities(7), by their numbers.
+var capabilityNames = []string{
+	"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_SETGID", "CAP_SETUID",
+	"CAP_SETPCAP", "CAP_LINUX_IMMUTABLE", "CAP_NET_BIND_SERVICE", "CAP_NET_BROADCAST", "CAP_NET_ADMIN", "CAP_NET_RAW",
+	"CAP_IPC_LOCK", "CAP_IPC_OWNER", "CAP_SYS_MODULE", "CAP_SYS_RAWIO", "CAP_SYS_CHROOT", "CAP_SYS_PTRACE", "CAP_SYS_PACCT",
+	"CAP_SYS_ADMIN", "CAP_SYS_BOOT", "CAP_SYS_NICE", "CAP_SYS_RESOURCE", "CAP_SYS_TIME", "CAP_SYS_TTY_CONFIG", "CAP_MKNOD",
+	"CAP_LEASE", "CAP_AUDIT_WRITE", "CAP_AUDIT_CONTROL", "CAP_SETFCAP", "CAP_MAC_OVERRIDE", "CAP_MAC_ADMIN", "CAP_SYSLOG",
+	"CAP_WAKE_ALARM", "CAP_BLOCK_SUSPEND", "CAP_AUDIT_READ", "CAP_PERFMON", "CAP_BPF", "CAP_CHECKPOINT_RESTORE",
+}
+
+// CapabilitiesOf returns the names of the capabilities that are in any set of
+// process pid (proc_pid_status(5)), for front-ends that do not see what the
+// container's configuration gives it.
+func CapabilitiesOf(pid int) ([]string, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return nil, fmt.Errorf("read capabilities of process %d: %w", pid, err)
+	}
+	var all uint64
+	sets := 0
+	for line := range strings.Lines(string(b)) {
+		key, value, _ := strings.Cut(line, ":")
+		if !slices.Contains([]string{"CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"}, key) {
+			continue
+		}
+		set, err := strconv.ParseUint(strings.TrimSpace(value), 16, 64)
+		if err != nil {
+			return nil, fmt.Errorf("read capabilities of process %d: %w", pid, err)
+		}
+		all |= set
+		sets++
+	}
+	if sets == 0 {
+		return nil, fmt.Errorf("read capabilities of process %d: its status has none", pid)
+	}
+	names := []string{} // not nil: it is known
+	for n := range 64 {
+		switch {
+		case all&(1<<n) == 0:
+		case n < len(capabilityNames):
+			names = append(names, capabilityNames[n])
+		default:
+			names = append(names, fmt.Sprintf("CAP_%d", n)) // of a later kernel
+		}
+	}
+	return names, nil
 }
 
 // hasCapability ignores case: crun takes names in small letters too.

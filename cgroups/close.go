@@ -7,10 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"path/filepath"
 	"slices"
 
-	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
@@ -20,12 +18,13 @@ import (
 
 // closeDenied closes the connections that pol does not allow any more, of the
 // containers that are under it: their packets may not be looked at again, inside
-// a pod only the first one is.
-func (s *Store) closeDenied(pol *applied, list []member) error {
+// a pod only the first one is. A connection to one of addrs, or loopback, whose
+// other end has no record is left alone, unless addrs is nil.
+func (s *Store) closeDenied(pol *applied, list []member, addrs map[netip.Addr]bool) error {
 	if pol.entry.Flags&bpf.PolicyAudit != 0 {
 		return nil
 	}
-	denied, err := s.denied(pol, list)
+	denied, err := s.denied(pol, list, addrs)
 	if err != nil || len(denied) == 0 {
 		return err
 	}
@@ -37,7 +36,7 @@ func (s *Store) closeDenied(pol *applied, list []member) error {
 		return err
 	}
 	// The kernel says ENOENT of a socket that is gone, and where it cannot look.
-	if denied, err = s.denied(pol, list); err != nil {
+	if denied, err = s.denied(pol, list, addrs); err != nil {
 		return err
 	}
 	for cookie, socks := range denied {
@@ -60,21 +59,16 @@ func isClosing(r *bpf.SockRow) bool {
 
 // sockets lists all sockets that have a record, of all pods.
 func (s *Store) sockets() ([]bpf.SockRow, error) {
-	m, err := ebpf.LoadPinnedMap(filepath.Join(s.dir, "maps", "socks"), nil)
-	if err != nil {
-		return nil, fmt.Errorf("open map socks: %w", err)
-	}
-	defer m.Close()
-	return bpf.ListSocks(m)
+	return bpf.ListSocks(s.maps.Socks)
 }
 
 // denied returns the connections that pol does not allow, by pod.
-func (s *Store) denied(pol *applied, list []member) (map[uint64][]*bpf.SockRow, error) {
+func (s *Store) denied(pol *applied, list []member, addrs map[netip.Addr]bool) (map[uint64][]*bpf.SockRow, error) {
 	rows, err := s.sockets()
 	if err != nil {
 		return nil, err
 	}
-	j := judge{tables: &tables{maps: s.maps, pol: pol}, members: make(map[uint64]*member), byTuple: make(map[tuple]*bpf.SockRow)}
+	j := judge{tables: &tables{maps: s.maps, pol: pol}, members: make(map[uint64]*member), byTuple: make(map[tuple]*bpf.SockRow), addrs: addrs}
 	for i := range list {
 		j.members[list[i].entry.CgroupId] = &list[i]
 	}
@@ -95,6 +89,7 @@ type judge struct {
 	tables  *tables
 	members map[uint64]*member // by cgroup
 	byTuple map[tuple]*bpf.SockRow
+	addrs   map[netip.Addr]bool // as closeDenied has it
 }
 
 type tuple struct {
@@ -129,6 +124,8 @@ func (j *judge) denies(r *bpf.SockRow) bool {
 	case r.Sock.Flags&(bpf.SockRedirected|bpf.SockDNS) != 0:
 		q.Port = r.Sock.Orig.Port
 		q.From, q.To = owner.endpoint(), policy.Outside(addrPort(r.Sock.Orig.Addr.B, 0).Addr())
+	case peer == nil && j.addrs != nil && (remoteOf(r).Addr().IsLoopback() || j.addrs[remoteOf(r).Addr()]):
+		return false
 	case peer != nil && passive:
 		return false
 	case peer != nil:

@@ -32,10 +32,14 @@ type Container struct {
 	Policy     *policy.Compiled
 	PolicyName string
 	Source     Source // of Policy
-	PID        int    // its init process, which must not have run yet
+	PID        int    // its init process; for Attach it must not have run yet
 	// Capabilities are those of all sets that its configuration gives it, by
 	// their names in capabilities(7).
 	Capabilities []string
+	// Cgroup is its path in the hierarchy, as in /proc/<pid>/cgroup. "" is that of
+	// PID: so it is before its program runs, which may move itself further down.
+	// Adopt alone asks.
+	Cgroup string
 	// Rootfs is the container's root directory as its init process sees it:
 	// "" once it has been made its root.
 	Rootfs string
@@ -43,36 +47,33 @@ type Container struct {
 
 func (c *Container) String() string { return cmp.Or(c.Name, c.ID) }
 
+// spec is the pod that the container wants to be in.
+func (c *Container) spec() *PodSpec {
+	return &PodSpec{Pod: cmp.Or(c.Pod, c.ID), Policy: c.Policy, PolicyName: c.PolicyName, Source: c.Source, container: c.String()}
+}
+
 // Attached says what Attach did.
 type Attached struct {
 	Cookie   uint64 // of the pod's network namespace
 	CgroupID uint64
+	Already  bool // the container was registered before
 }
 
 // Attach makes ns, which is the container's, a managed pod if it is not yet,
 // registers the container and attaches all programs to its cgroup: all or
 // nothing. A container that is attached already is left as it is.
 func (s *Store) Attach(ns *Netns, c *Container) (att Attached, err error) {
-	host, err := ns.isHost()
-	if err != nil {
+	if err := refuseHost(ns, c.spec()); err != nil {
 		return att, err
-	}
-	if host {
-		return att, fmt.Errorf("container %s shares the host's network namespace, which cannot be enforced: "+
-			"give its pod a network of its own, or take its sidegate/* annotations away", c)
 	}
 	cg, err := s.mount.Of(c.PID)
 	if err != nil {
 		return att, err
 	}
 	defer cg.Close()
-	if err := s.checkCgroup(c, cg); err != nil {
-		return att, err
-	}
-	att = Attached{Cookie: ns.Cookie, CgroupID: cg.ID}
-
-	pol, err := s.policyFor(c)
-	if err != nil {
+	r := &registration{c: c, ns: ns, cg: cg}
+	att = r.attached()
+	if err := s.examine(r); err != nil {
 		return att, err
 	}
 	defer func() {
@@ -80,42 +81,108 @@ func (s *Store) Attach(ns *Netns, c *Container) (att Attached, err error) {
 			err = errors.Join(err, s.dropUnusedPolicies())
 		}
 	}()
-	role, err := bpfRole(c.Role, policy.InitMode(pol.info.Init))
-	if err == nil && c.Name == "" && pol.entry.Flags&bpf.PolicyNames != 0 {
-		err = fmt.Errorf("policy %s has rules for containers by name, and its runtime does not tell its name: write rules for roles",
-			bpf.CString(pol.info.Name[:]))
+	if err := s.identify(r); err != nil {
+		return att, fmt.Errorf("container %s: %w", c, err)
 	}
-	admin := uint8(0)
-	if err == nil {
-		admin, err = adminOf(c)
-	}
-	if why := refusal(admin, role, pol); err == nil && why != "" {
-		err = errors.New(why)
-	}
+	sockets, err := inheritedSockets(c.PID)
 	if err != nil {
 		return att, fmt.Errorf("container %s: %w", c, err)
 	}
-	dir := s.path("containers", cg.ID)
-	entry := bpf.Container{
-		NetnsCookie: ns.Cookie, CgroupId: cg.ID, Role: role, Subject: uint32(c.Role), Name: nameID(c.Name),
+	if why := cmp.Or(refusal(r.info.Admin, r.entry.Role, r.pol), socketRefusal(inheritance(sockets), r.entry.Role, r.pol)); why != "" {
+		return att, fmt.Errorf("container %s: %s", c, why)
 	}
-	if done, err := s.attached(c, entry, dir); done || err != nil {
+	r.info.Inherited = inheritedCount(len(sockets))
+	if att.Already, err = s.attached(c, r.entry, s.path("containers", cg.ID)); att.Already || err != nil {
 		return att, err // createRuntime and prestart both listed
 	}
-	undoPod, err := s.makePod(c, role, ns, pol)
+	_, err = s.register(r)
+	return att, err
+}
+
+// refuseHost refuses the host's network namespace.
+func refuseHost(ns *Netns, p *PodSpec) error {
+	host, err := ns.isHost()
 	if err != nil {
-		return att, err
+		return err
 	}
-	err = s.transaction(dir, func(tmp string) error {
-		if err := s.putContainer(c, ns, entry, pol, admin); err != nil {
-			return err
-		}
-		if c.Policy != nil {
-			if err := s.putExecutables(entry, c.Policy, rootOf(c.PID)+c.Rootfs); err != nil {
+	if host {
+		return fmt.Errorf("%s shares the host's network namespace, which cannot be enforced: "+
+			"give its pod a network of its own, or take its sidegate/* annotations away", p.who())
+	}
+	return nil
+}
+
+// registration is what is known of a container before anything is changed for it.
+type registration struct {
+	c     *Container
+	ns    *Netns
+	cg    *Cgroup
+	pol   *applied
+	entry bpf.Container
+	info  bpf.ContainerInfo // what it was found to have
+}
+
+func (r *registration) attached() Attached {
+	return Attached{Cookie: r.ns.Cookie, CgroupID: r.cg.ID}
+}
+
+// examine finds the policy of the container, which may be new to the kernel then.
+func (s *Store) examine(r *registration) error {
+	if err := s.checkCgroup(r.c, r.cg); err != nil {
+		return err
+	}
+	pol, err := s.policyFor(r.c.spec())
+	if err != nil {
+		return fmt.Errorf("container %s: %w", r.c, err)
+	}
+	r.pol = pol
+	return nil
+}
+
+// identify says what the container is, and what it has by which it could get out
+// of its policy.
+func (s *Store) identify(r *registration) error {
+	role, err := bpfRole(r.c.Role, policy.InitMode(r.pol.info.Init))
+	if err != nil {
+		return err
+	}
+	if r.c.Name == "" && r.pol.entry.Flags&bpf.PolicyNames != 0 {
+		return fmt.Errorf("policy %s has rules for containers by name, and its runtime does not tell its name: write rules for roles",
+			bpf.CString(r.pol.info.Name[:]))
+	}
+	if r.info.Admin, err = adminOf(r.c); err != nil {
+		return err
+	}
+	r.entry = bpf.Container{
+		NetnsCookie: r.ns.Cookie, CgroupId: r.cg.ID, Role: role, Subject: uint32(r.c.Role), Name: nameID(r.c.Name),
+	}
+	return ownNamespaces(r.c.PID, &r.entry)
+}
+
+// register makes the container's namespace a managed pod if it is not yet, and
+// attaches the container. undo takes all of that back; on error it is done.
+func (s *Store) register(r *registration) (undo func() error, err error) {
+	c, cg := r.c, r.cg
+	undoPod, err := s.makePod(r)
+	if err != nil {
+		return nil, err
+	}
+	undo = func() error { return errors.Join(s.deleteContainer(cg.ID), undoPod()) }
+	err = s.transaction(s.path("containers", cg.ID), func(tmp string) error {
+		if r.entry.PidNs == 0 {
+			if err := s.sharePidns(c.PID); err != nil {
 				return err
 			}
 		}
-		hooks, err := s.hooksFor(entry, role, pol)
+		if err := s.putContainer(r); err != nil {
+			return err
+		}
+		if c.Policy != nil {
+			if err := s.putExecutables(r.entry, c.Policy, rootOf(c.PID)+c.Rootfs); err != nil {
+				return err
+			}
+		}
+		hooks, err := s.hooksFor(r.entry, r.entry.Role, r.pol)
 		if err != nil {
 			return err
 		}
@@ -123,32 +190,15 @@ func (s *Store) Attach(ns *Netns, c *Container) (att Attached, err error) {
 			return err
 		}
 		// The kernel made the storage with the first link, zeroed: a dead role.
-		if err := s.maps.Identity.Update(cg.ID, entry, ebpf.UpdateExist); err != nil {
+		if err := s.maps.Identity.Update(cg.ID, r.entry, ebpf.UpdateExist); err != nil {
 			return fmt.Errorf("set identity of cgroup %s: %w", cg.Path, err)
 		}
 		return nil
 	})
 	if err != nil {
-		return att, errors.Join(fmt.Errorf("attach container %s: %w", c, explain(err)),
-			s.deleteContainer(cg.ID), undoPod())
+		return nil, errors.Join(fmt.Errorf("attach container %s: %w", c, explain(err)), undo())
 	}
-	return att, nil
-}
-
-// policyFor returns the policy that the container's pod is to be under.
-func (s *Store) policyFor(c *Container) (*applied, error) {
-	if c.Policy != nil {
-		pol, err := s.usePolicy(c.Policy, c.Source)
-		if err != nil {
-			return nil, fmt.Errorf("policy %s of container %s: %w", c.Policy.Name, c, err)
-		}
-		return pol, nil
-	}
-	pol, err := s.appliedPolicy(c.PolicyName)
-	if err == nil && pol == nil {
-		err = fmt.Errorf("policy %q of container %s is not in the kernel", c.PolicyName, c)
-	}
-	return pol, err
+	return undo, nil
 }
 
 // nameID is the second number of a container, 0 without a name.
@@ -159,14 +209,14 @@ func nameID(name string) uint32 {
 	return policy.NameID(name)
 }
 
-// makePod makes ns a pod in which the container may be.
-func (s *Store) makePod(c *Container, role bpf.Role, ns *Netns, pol *applied) (undo func() error, err error) {
-	if err := s.checkSidecar(c, role, ns.Cookie); err != nil {
+// makePod makes the container's namespace a pod in which it may be.
+func (s *Store) makePod(r *registration) (undo func() error, err error) {
+	if err := s.checkSidecar(r.c, r.entry.Role, r.ns.Cookie); err != nil {
 		return nil, err
 	}
-	undo, err = s.ensurePod(c, ns, pol)
+	undo, err = s.ensurePod(r.c.spec(), r.ns, r.pol)
 	if err != nil {
-		return nil, fmt.Errorf("manage pod of container %s: %w", c, err)
+		return nil, fmt.Errorf("manage pod of container %s: %w", r.c, err)
 	}
 	return undo, nil
 }
@@ -269,18 +319,17 @@ func (s *Store) info(id uint64) (bpf.ContainerInfo, error) {
 	return info, nil
 }
 
-func (s *Store) putContainer(c *Container, ns *Netns, entry bpf.Container, pol *applied, admin uint8) error {
-	info := bpf.ContainerInfo{
-		Role:       uint8(c.Role),
-		Admin:      admin,
-		Pid:        uint32(c.PID),
-		NetnsIno:   ns.Ino,
-		AttachedNs: uint64(time.Now().UnixNano()),
-	}
+// putContainer writes the entries of a container.
+func (s *Store) putContainer(r *registration) error {
+	c, entry, info := r.c, r.entry, r.info
+	info.Role = uint8(c.Role)
+	info.Pid = uint32(c.PID)
+	info.NetnsIno = r.ns.Ino
+	info.AttachedNs = uint64(time.Now().UnixNano())
 	bpf.SetCString(info.Id[:], c.ID)
 	bpf.SetCString(info.Name[:], c.Name)
 	bpf.SetCString(info.Pod[:], c.Pod)
-	info.Policy = pol.info.Name
+	info.Policy = r.pol.info.Name
 	bpf.SetCString(info.Runtime[:], c.Runtime)
 	if err := s.maps.ContainerInfo.Put(entry.CgroupId, info); err != nil {
 		return fmt.Errorf("put container info: %w", err)
@@ -329,6 +378,16 @@ func (s *Store) deleteContainer(cgroupID uint64) error {
 // be about to, and its pod if nothing of it is left: process dying, if not 0,
 // does not count. It tells whether it knew the container.
 func (s *Store) Detach(id string, dying int) (bool, error) {
+	known, err := s.Forget(id)
+	if err != nil {
+		return known, err
+	}
+	_, err = s.collect(dying)
+	return known, err
+}
+
+// Forget is Detach for one of many: what else has ended stays for Collect.
+func (s *Store) Forget(id string) (bool, error) {
 	cgroupIDs, err := s.cgroupsOf(id)
 	if err != nil {
 		return false, err
@@ -338,8 +397,7 @@ func (s *Store) Detach(id string, dying int) (bool, error) {
 			return true, err
 		}
 	}
-	_, err = s.collect(dying)
-	return len(cgroupIDs) > 0, err
+	return len(cgroupIDs) > 0, nil
 }
 
 func (s *Store) cgroupsOf(id string) ([]uint64, error) {

@@ -102,6 +102,21 @@ func executable(dir int, root, path string) (k bpf.Executable, err error) {
 		return k, err
 	}
 	defer unix.Close(fd)
+	return inodeOf(fd, root)
+}
+
+// executableOf names the executable of process pid.
+func executableOf(pid int) (k bpf.Executable, err error) {
+	fd, err := unix.Open(fmt.Sprintf("/proc/%d/exe", pid), unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return k, fmt.Errorf("find executable of process %d: %w", pid, err)
+	}
+	defer unix.Close(fd)
+	return inodeOf(fd, rootOf(pid))
+}
+
+// inodeOf names an open file as the kernel does. root is as deviceOf wants it.
+func inodeOf(fd int, root string) (k bpf.Executable, err error) {
 	info, err := os.ReadFile(fmt.Sprintf("/proc/thread-self/fdinfo/%d", fd))
 	if err != nil {
 		return k, err

@@ -272,9 +272,9 @@ func (s *Store) allMembers() (all []member, err error) {
 // find returns the container that name stands for: pod/container or container,
 // by name or by the beginning of an id.
 func find(all []member, name string) (*member, error) {
-	pod, container, has := strings.Cut(name, "/")
-	if !has {
-		pod, container = "", name
+	pod, container := "", name
+	if i := strings.LastIndexByte(name, '/'); i >= 0 { // a pod's name may have one too
+		pod, container = name[:i], name[i+1:]
 	}
 	var found []*member
 	for i := range all {

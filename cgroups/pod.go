@@ -3,7 +3,6 @@
 package cgroups
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -18,6 +17,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"sidegate/bpf"
+	"sidegate/policy"
 )
 
 const (
@@ -28,9 +28,64 @@ const (
 	pinHost        = "host-"   // and the index of the device's other end
 )
 
-// ensurePod makes the container's network namespace a managed pod, or checks
-// that it is one under the same policy. The returned func undoes what it did.
-func (s *Store) ensurePod(c *Container, ns *Netns, pol *applied) (undo func() error, err error) {
+// PodSpec is what a front-end knows of a pod.
+type PodSpec struct {
+	Pod string // what people call it, or the sandbox id
+	// Policy is what it is under from now on. If it is nil, that is the policy
+	// named PolicyName as the kernel has it already.
+	Policy     *policy.Compiled
+	PolicyName string
+	Source     Source // of Policy
+
+	container string // that it is made for, or ""
+}
+
+// who asks for the pod.
+func (p *PodSpec) who() string {
+	if p.container != "" {
+		return "container " + p.container
+	}
+	return "pod " + p.Pod
+}
+
+// Manage makes a network namespace a managed pod before any container of it is
+// there: from now on nothing in it has sockets but containers that are attached
+// or adopted. All or nothing. A pod that is managed already, under the same
+// policy, is left as it is. Like every pod it stays until Collect finds neither a
+// container nor a process in it.
+func (s *Store) Manage(ns *Netns, p *PodSpec) error {
+	if err := refuseHost(ns, p); err != nil {
+		return err
+	}
+	pol, err := s.policyFor(p)
+	if err != nil {
+		return fmt.Errorf("pod %s: %w", p.Pod, err)
+	}
+	if _, err := s.ensurePod(p, ns, pol); err != nil {
+		return errors.Join(fmt.Errorf("manage pod %s: %w", p.Pod, err), s.dropUnusedPolicies())
+	}
+	return nil
+}
+
+// policyFor returns the policy that the pod is to be under.
+func (s *Store) policyFor(p *PodSpec) (*applied, error) {
+	if p.Policy != nil {
+		pol, err := s.usePolicy(p.Policy, p.Source)
+		if err != nil {
+			return nil, fmt.Errorf("policy %s: %w", p.Policy.Name, err)
+		}
+		return pol, nil
+	}
+	pol, err := s.appliedPolicy(p.PolicyName)
+	if err == nil && pol == nil {
+		err = fmt.Errorf("policy %q is not in the kernel", p.PolicyName)
+	}
+	return pol, err
+}
+
+// ensurePod makes a network namespace a managed pod, or checks that it is one
+// under the same policy. The returned func undoes what it did.
+func (s *Store) ensurePod(p *PodSpec, ns *Netns, pol *applied) (undo func() error, err error) {
 	undo = func() error { return nil }
 	var have bpf.Pod
 	err = s.maps.Pods.Lookup(ns.Cookie, &have)
@@ -38,7 +93,7 @@ func (s *Store) ensurePod(c *Container, ns *Netns, pol *applied) (undo func() er
 		return undo, fmt.Errorf("look up pod: %w", err)
 	}
 	if err == nil {
-		if err := s.checkPolicy(c, pol, have); err != nil {
+		if err := s.checkPolicy(p, pol, have); err != nil {
 			return undo, err
 		}
 		_, err := os.Stat(s.path("pods", ns.Cookie))
@@ -53,7 +108,7 @@ func (s *Store) ensurePod(c *Container, ns *Netns, pol *applied) (undo func() er
 		return undo, err
 	}
 	undo = func() error { return s.removePod(ns.Cookie) }
-	if err := s.addPod(c, ns, pol); err != nil {
+	if err := s.addPod(p, ns, pol); err != nil {
 		return undo, errors.Join(explain(err), undo())
 	}
 	return undo, nil
@@ -61,7 +116,7 @@ func (s *Store) ensurePod(c *Container, ns *Netns, pol *applied) (undo func() er
 
 // checkPolicy compares with what the pod's first container brought. One pod
 // has one set of ports and rules.
-func (s *Store) checkPolicy(c *Container, want *applied, have bpf.Pod) error {
+func (s *Store) checkPolicy(p *PodSpec, want *applied, have bpf.Pod) error {
 	if have.Policy == want.slot {
 		return nil
 	}
@@ -70,13 +125,13 @@ func (s *Store) checkPolicy(c *Container, want *applied, have bpf.Pod) error {
 		return err
 	}
 	name := bpf.CString(pol.info.Name[:])
-	return fmt.Errorf("pod is under policy %q, container %s asks for %q: one pod has one policy, "+
-		"set sidegate/policy=%s on this container too", name, c, bpf.CString(want.info.Name[:]), name)
+	return fmt.Errorf("pod is under policy %q, %s asks for %q: one pod has one policy, "+
+		"set sidegate/policy=%s there too", name, p.who(), bpf.CString(want.info.Name[:]), name)
 }
 
 // addPod attaches what a pod needs and makes the pod known last: from then on
 // the guard closes its namespace. The caller undoes it on error.
-func (s *Store) addPod(c *Container, ns *Netns, pol *applied) error {
+func (s *Store) addPod(p *PodSpec, ns *Netns, pol *applied) error {
 	slot, progs, err := s.takeSlot()
 	if err != nil {
 		return err
@@ -84,7 +139,7 @@ func (s *Store) addPod(c *Container, ns *Netns, pol *applied) error {
 	defer progs.Close()
 	// Before the slot is taken: what is left of a killed process is found by it.
 	info := bpf.PodInfo{Slot: slot, NetnsIno: ns.Ino, NetnsDev: ns.Dev}
-	bpf.SetCString(info.Pod[:], cmp.Or(c.Pod, c.ID))
+	bpf.SetCString(info.Pod[:], p.Pod)
 	if err := s.maps.PodInfo.Put(ns.Cookie, info); err != nil {
 		return fmt.Errorf("put pod info: %w", err)
 	}

@@ -245,10 +245,22 @@ func (w *world) attach(a *agent.Agent, name string, role policy.Role, p *policy.
 
 func (w *world) tryAttach(a *agent.Agent, name string, role policy.Role, p *policy.PodPolicy) (cgroups.Attached, error) {
 	w.t.Helper()
+	var att cgroups.Attached
+	err := w.register(a, name, role, p, func(s *cgroups.Store, ns *cgroups.Netns, c *cgroups.Container) (err error) {
+		att, err = s.Attach(ns, c)
+		return err
+	})
+	return att, err
+}
+
+// register calls f with what a front-end has of a container of this world.
+func (w *world) register(a *agent.Agent, name string, role policy.Role, p *policy.PodPolicy,
+	f func(*cgroups.Store, *cgroups.Netns, *cgroups.Container) error,
+) error {
+	w.t.Helper()
 	c, err := p.Compile()
 	must(w.t, err)
-	var att cgroups.Attached
-	err = inNS(w.host, func() (err error) {
+	return inNS(w.host, func() (err error) {
 		ns, err := cgroups.NetnsOf(a.PID)
 		if err != nil {
 			return err
@@ -259,10 +271,8 @@ func (w *world) tryAttach(a *agent.Agent, name string, role policy.Role, p *poli
 			return err
 		}
 		defer func() { err = errors.Join(err, s.Close()) }()
-		att, err = s.Attach(ns, &cgroups.Container{ID: name, Name: name, Pod: "pod", Runtime: "test", Role: role, Policy: c, PID: a.PID})
-		return err
+		return f(s, ns, &cgroups.Container{ID: name, Name: name, Pod: "pod", Runtime: "test", Role: role, Policy: c, PID: a.PID})
 	})
-	return att, err
 }
 
 // parse makes a policy of a spec in YAML.

@@ -43,7 +43,7 @@ func ProbeKernel() []Check {
 	load.Detail = fmt.Sprintf("%d programs, %d maps", len(node.Programs), len(node.Maps))
 	checks = append(checks, load)
 	checks = append(checks, probeHooks(node)...)
-	return append(checks, probeNetns(node), probeTCX())
+	return append(checks, probeNetns(node), probeTCX(), probeUnix())
 }
 
 func probeVersion() Check {
@@ -190,4 +190,21 @@ func ProbeFailed(checks []Check) error {
 		return errors.New("missing: " + strings.Join(missing, ", "))
 	}
 	return nil
+}
+
+// probeUnix asks what can be judged of UNIX sockets, and of families that no
+// other hook sees.
+func probeUnix() Check {
+	kind := bpf.ProbeUnix()
+	c := Check{Name: "BPF LSM", OK: kind == bpf.UnixLSM, Kernel: true}
+	if c.OK {
+		c.Detail = "rules for UNIX sockets by owner, AF_VSOCK and other families refused"
+		return c
+	}
+	c.Next = "boot with bpf among the security modules (lsm=...,bpf), or deny AF_VSOCK by seccomp"
+	c.Detail, c.Cost = "off", "rules for UNIX sockets go by the name that a call is given; AF_VSOCK and other families are not refused"
+	if kind == bpf.UnixNone {
+		c.Cost = "rules for UNIX sockets are refused unless optional; AF_VSOCK and other families are not refused"
+	}
+	return c
 }

@@ -344,6 +344,43 @@ func TestSCTP(t *testing.T) {
 	}
 }
 
+// TestFamilies: where BPF LSM is on, an app has no sockets that leave the machine in
+// ways of their own; nor has a sidecar with rules.
+func TestFamilies(t *testing.T) {
+	needRoot(t)
+	const bluetooth = 31 // there need be none: the hook comes first
+	m := newMeshPod(t, parse(t, "  nonTCP: allow\n"))
+	want := func(what string, a *agent.Agent, family [3]int, err string) {
+		t.Helper()
+		wantErr(t, what, a.Do(t, agent.Request{Op: "socket", Sock: family}), err)
+	}
+	vsock := [3]int{unix.AF_VSOCK, unix.SOCK_STREAM, 0}
+	usual := m.out.Do(t, agent.Request{Op: "socket", Sock: vsock}).Err // of a container that is none of Sidegate's
+	if bpf.ProbeUnix() != bpf.UnixLSM {
+		want("app without BPF LSM", m.app, vsock, usual)
+		return
+	}
+	if usual != "" {
+		t.Fatalf("this kernel has no AF_VSOCK to refuse: %s", usual)
+	}
+	refused := uint64(0)
+	for _, family := range [][3]int{vsock, {bluetooth, unix.SOCK_RAW, 1}, {unix.AF_TIPC, unix.SOCK_RDM, 0}, {unix.AF_RDS, unix.SOCK_SEQPACKET, 0}} {
+		want(fmt.Sprint("app's family ", family[0]), m.app, family, "EAFNOSUPPORT")
+		refused++
+	}
+	if n := m.drops("app")["protocol"]; n != refused {
+		t.Errorf("%d are counted, want %d", n, refused)
+	}
+	for _, family := range [][3]int{{unix.AF_UNIX, unix.SOCK_STREAM, 0}, {unix.AF_NETLINK, unix.SOCK_RAW, 0}, {unix.AF_INET, unix.SOCK_STREAM, 0}} {
+		want(fmt.Sprint("app's family ", family[0]), m.app, family, "")
+	}
+	want("sidecar without rules", m.sidecar, vsock, "")
+	m.apply("  rules:\n  - role: sidecar\n    egress: [{to: [{entity: world}]}]\n")
+	want("sidecar with rules", m.sidecar, vsock, "EAFNOSUPPORT")
+	m.apply("  mode: audit\n")
+	want("app under audit", m.app, vsock, "")
+}
+
 // TestAuditTellsCallersFromCalled: also of a policy without rules, it is known who
 // called whom, and what is an answer is no call.
 func TestAuditTellsCallersFromCalled(t *testing.T) {

@@ -3,6 +3,7 @@
 package cgroups
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -64,6 +65,9 @@ type ContainerStatus struct {
 	Missing  []string  `json:"missingHooks,omitempty"`
 	// Capabilities are those by which it could get out of its policy.
 	Capabilities []string `json:"capabilities,omitempty"`
+	// InheritedSockets are network sockets that were made outside of the pod, and
+	// that it was given at its start.
+	InheritedSockets int `json:"inheritedSockets,omitempty"`
 	// Refusal says why it would not start now. Empty: it would.
 	Refusal  string            `json:"refusal,omitempty"`
 	Counters map[string]uint64 `json:"counters"`
@@ -195,7 +199,9 @@ func (s *Store) containerStatus(cookie uint64, pol *applied) ([]ContainerStatus,
 			Attached: time.Unix(0, int64(info.AttachedNs)).UTC(),
 
 			Capabilities: adminNames(info.Admin),
-			Refusal:      refusal(info.Admin, entry.Role, pol),
+			Refusal:      cmp.Or(refusal(info.Admin, entry.Role, pol), socketRefusal(inheritanceOf(info.Inherited), entry.Role, pol)),
+
+			InheritedSockets: int(info.Inherited),
 		}
 		if c.Cgroup, _, err = s.mount.PathOf(id); err != nil {
 			return nil, err

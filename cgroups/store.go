@@ -221,6 +221,9 @@ func (s *Store) install() error {
 		if err != nil {
 			return err
 		}
+		if err := s.pinFamily(tmp); err != nil {
+			return err
+		}
 		if err := s.fillSlots(tmp); err != nil {
 			return err
 		}

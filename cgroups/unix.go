@@ -65,15 +65,23 @@ func unixNeeds(c *policy.Compiled) (wanted, optional, peers bool) {
 // unixKind says which programs for UNIX sockets are loaded.
 func (s *Store) unixKind() (bpf.UnixKind, error) {
 	for _, kind := range []bpf.UnixKind{bpf.UnixLSM, bpf.UnixCgroup} {
-		_, err := os.Stat(filepath.Join(s.dir, "progs", bpf.UnixHooks(kind)[0].Program))
-		if err == nil {
-			return kind, nil
-		}
-		if !errors.Is(err, fs.ErrNotExist) {
-			return bpf.UnixNone, fmt.Errorf("look for programs: %w", err)
+		if has, err := s.hasProgram(bpf.UnixHooks(kind)[0].Program); has || err != nil {
+			return kind, err
 		}
 	}
 	return bpf.UnixNone, nil
+}
+
+// hasProgram tells whether a program is loaded that some kernels cannot run.
+func (s *Store) hasProgram(name string) (bool, error) {
+	_, err := os.Stat(filepath.Join(s.dir, "progs", name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("look for programs: %w", err)
+	}
+	return true, nil
 }
 
 // loadUnix loads and pins these programs, for all policies from now on. The one
@@ -101,6 +109,18 @@ func (s *Store) loadUnix(kind bpf.UnixKind) error {
 	return errors.Join(errs...)
 }
 
+// pinFamily loads the program for sockets of other families and pins it below
+// dir, where the kernel can run it.
+func (s *Store) pinFamily(dir string) error {
+	p, err := bpf.LoadFamily(s.maps)
+	if err != nil || p == nil {
+		return err
+	}
+	defer p.Close()
+	hook, _ := bpf.FamilyHook(bpf.RoleApp, false)
+	return p.Pin(filepath.Join(dir, "progs", hook.Program))
+}
+
 // hooksFor returns what is attached to a container under pol.
 func (s *Store) hooksFor(entry bpf.Container, role bpf.Role, pol *applied) ([]bpf.Hook, error) {
 	hooks := bpf.ContainerHooks(role, pol.entry)
@@ -109,8 +129,20 @@ func (s *Store) hooksFor(entry bpf.Container, role bpf.Role, pol *applied) ([]bp
 	if entry.Name != 0 && pol.entry.Flags&bpf.PolicyNames != 0 {
 		flags |= t.Subject(entry.Name)
 	}
-	if t.err != nil || flags&policy.HasUnix == 0 {
+	if t.err != nil {
 		return hooks, t.err
+	}
+	if hook, wanted := bpf.FamilyHook(role, flags&policy.Ruled != 0); wanted {
+		has, err := s.hasProgram(hook.Program)
+		if err != nil {
+			return hooks, err
+		}
+		if has {
+			hooks = append(hooks, hook)
+		}
+	}
+	if flags&policy.HasUnix == 0 {
+		return hooks, nil
 	}
 	kind, err := s.unixKind()
 	if err != nil || kind == bpf.UnixNone {

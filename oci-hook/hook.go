@@ -3,7 +3,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -25,13 +24,6 @@ import (
 // a few KiB; Kubernetes allows 256 KiB of them.
 const maxState = 1 << 20
 
-// Annotations that podman and CRI-O set.
-const (
-	annotationSandbox = "io.kubernetes.cri-o.SandboxID"
-	annotationName    = "io.kubernetes.cri-o.ContainerName"
-	annotationManager = "io.container.manager"
-)
-
 type usageError struct{ error }
 
 func exitCode(err error) int {
@@ -48,7 +40,8 @@ func exitCode(err error) int {
 
 func run(e env) error {
 	if len(e.args) != 2 {
-		return usageError{fmt.Errorf("usage: %s createRuntime|poststop, with the container's state on standard input", "sidegate-oci-hook")}
+		return usageError{errors.New("usage: sidegate-oci-hook createRuntime|poststop, with the container's state on standard input; " +
+			"or, as a runtime, with the arguments of runc")}
 	}
 	var stage func(env, *specs.State) error
 	switch e.args[1] {
@@ -89,12 +82,14 @@ func readState(r io.Reader) (*specs.State, error) {
 }
 
 func createRuntime(e env, st *specs.State) error {
-	req, err := policy.ParseRequest(st.Annotations)
+	o, err := readOrder(st)
 	if err != nil {
 		return err
 	}
-	name := st.Annotations[annotationName]
-	if !req.Managed && !slices.Contains(policy.DefaultSidecarNames(), name) {
+	if o.sandbox {
+		return closePod(e, st, o)
+	}
+	if !o.managed {
 		return admit(e, st)
 	}
 	if st.Pid <= 0 {
@@ -107,24 +102,24 @@ func createRuntime(e env, st *specs.State) error {
 	if _, err := os.Stat(fmt.Sprintf("/proc/%d", st.Pid)); errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("its process %d does not exist", st.Pid)
 	}
-	if name == "" && runtimeOf(st) == "podman" {
-		if name, err = podmanName(st); err != nil {
+	if o.name == "" && o.runtime == "podman" {
+		if o.name, err = podmanName(st); err != nil {
 			return err
 		}
 	}
-	att, err := attach(e, st, conf, req, name)
+	att, err := attach(e, st, conf, o)
 	if err != nil {
 		return err
 	}
-	if req.Wait == 0 {
+	if o.wait == 0 {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), req.Wait)
+	ctx, cancel := context.WithTimeout(context.Background(), o.wait)
 	defer cancel()
 	err = cgroups.WaitSidecar(ctx, e.state, att.Cookie)
 	if errors.Is(err, context.DeadlineExceeded) {
 		err = fmt.Errorf("its sidecar did not listen on its outbound port within %s (%s): start the sidecar, "+
-			"look at its log, or check redirect.outbound in the pod's policy", req.Wait, policy.KeyWait)
+			"look at its log, or check redirect.outbound in the pod's policy", o.wait, policy.KeyWait)
 	}
 	if err != nil {
 		return errors.Join(err, detach(e, st.ID, st.Pid))
@@ -132,13 +127,40 @@ func createRuntime(e env, st *specs.State) error {
 	return nil
 }
 
+// closePod makes the network namespace of a CRI pod a managed one when its first process
+// comes, which has no sockets. What the pod's containers are, is said with each.
+func closePod(e env, st *specs.State, o order) error {
+	if !o.managed {
+		return nil
+	}
+	ns, err := cgroups.NetnsOf(st.Pid)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	return withStore(e, func(s *cgroups.Store, open func() (*cgroups.Store, error)) error {
+		c := &cgroups.Container{Role: policy.RoleNone} // no role to find
+		if err := choosePolicy(e, s, ns, o, c); err != nil {
+			return err
+		}
+		s, err := open()
+		if err != nil {
+			return err
+		}
+		return s.Manage(ns, &cgroups.PodSpec{Pod: o.pod, Policy: c.Policy, PolicyName: c.PolicyName, Source: c.Source})
+	})
+}
+
 // admit leaves a container alone that wants nothing, unless it is in a managed pod
-// and has capabilities that reach what is enforced there. Few have them: only then
-// more is read than its configuration.
+// and has what gets round what is enforced there: capabilities, or sockets. Few have
+// that: only then more is read than its configuration and its descriptors.
 func admit(e env, st *specs.State) error {
-	conf, err := readConfiguration(st.Bundle)
-	if err != nil || st.Pid <= 0 || !cgroups.HasAdminCapabilities(conf.capabilities()) {
-		return nil //nolint:nilerr // nobody asked
+	c := &cgroups.Container{ID: st.ID, PID: st.Pid}
+	if conf, err := readConfiguration(st.Bundle); err == nil { // else nobody asked
+		c.Capabilities = conf.capabilities()
+	}
+	if st.Pid <= 0 || !cgroups.NeedsAdmission(c) {
+		return nil
 	}
 	return cgroups.IfLoaded(e.state, func(s *cgroups.Store) error {
 		ns, err := cgroups.NetnsOf(st.Pid)
@@ -146,90 +168,71 @@ func admit(e env, st *specs.State) error {
 			return err
 		}
 		defer ns.Close()
-		return s.Admit(ns, &cgroups.Container{ID: st.ID, PID: st.Pid, Capabilities: conf.capabilities()})
+		return s.Admit(ns, c)
 	})
 }
 
-func attach(e env, st *specs.State, conf *configuration, req policy.Request, name string) (att cgroups.Attached, err error) {
+func attach(e env, st *specs.State, conf *configuration, o order) (att cgroups.Attached, err error) {
 	ns, err := cgroups.NetnsOf(st.Pid)
 	if err != nil {
 		return att, err
 	}
 	defer ns.Close()
+	err = withStore(e, func(s *cgroups.Store, open func() (*cgroups.Store, error)) error {
+		c := &cgroups.Container{
+			ID:      st.ID,
+			Name:    o.name,
+			Pod:     o.pod,
+			Runtime: o.runtime,
+			PID:     st.Pid,
+
+			Capabilities: conf.capabilities(),
+		}
+		if err := choosePolicy(e, s, ns, o, c); err != nil {
+			return err
+		}
+		if c.Policy != nil && c.Policy.NamesExecutables() {
+			c.Rootfs = conf.rootfs(st.Bundle)
+		}
+		s, err := open()
+		if err != nil {
+			return err
+		}
+		att, err = s.Attach(ns, c)
+		return err
+	})
+	return att, err
+}
+
+// withStore calls f with the state, nil if nothing is loaded, and with what loads it: so
+// that a wrong policy leaves nothing in the kernel.
+func withStore(e env, f func(s *cgroups.Store, open func() (*cgroups.Store, error)) error) (err error) {
 	s, err := cgroups.OpenExisting(e.state)
 	if err != nil && !errors.Is(err, cgroups.ErrNotLoaded) {
-		return att, err
+		return err
 	}
 	defer func() {
 		if s != nil {
 			err = errors.Join(err, s.Close())
 		}
 	}()
-	c := &cgroups.Container{
-		ID:      st.ID,
-		Name:    name,
-		Pod:     cmp.Or(req.Pod, st.Annotations[annotationSandbox]),
-		Runtime: runtimeOf(st),
-		Role:    req.Role,
-		PID:     st.Pid,
-
-		Capabilities: conf.capabilities(),
-	}
-	// Before anything is loaded, so that a wrong policy leaves nothing in the kernel.
-	if err := choosePolicy(e, s, ns, req, c); err != nil {
-		return att, err
-	}
-	if c.Policy != nil && c.Policy.NamesExecutables() {
-		c.Rootfs = conf.rootfs(st.Bundle)
-	}
-	if s == nil {
-		if s, err = cgroups.Open(e.state); err != nil {
-			return att, err
+	return f(s, func() (*cgroups.Store, error) {
+		if s == nil {
+			s, err = cgroups.Open(e.state)
 		}
-	}
-	return s.Attach(ns, c)
+		return s, err
+	})
 }
 
-// choosePolicy finds the policy that the container names, or else its pod's, and
-// by it the container's role. A policy that the kernel has is not read again
-// while its directory is as it was; nor if the directory has a fault now, so that
-// a slip of the pen stops no pod that ran before. s is nil if nothing is loaded.
-func choosePolicy(e env, s *cgroups.Store, ns *cgroups.Netns, req policy.Request, c *cgroups.Container) error {
-	mark, err := policy.Fingerprint(e.policyDir)
-	if err != nil {
-		return err
+// choosePolicy puts policy and role into c.
+func choosePolicy(e env, s *cgroups.Store, ns *cgroups.Netns, o order, c *cgroups.Container) error {
+	if c.Role == policy.RoleUnset {
+		c.Role = o.role
 	}
-	wanted := req.Policy
-	if wanted == "" && s != nil {
-		if wanted, err = s.PolicyOf(ns); err != nil {
-			return err
-		}
+	warning, err := cgroups.ChoosePolicy(s, e.policyDir, ns, o.policy, o.roleUnder, c)
+	if warning != "" {
+		fmt.Fprintf(e.stderr, "sidegate: warning: %s\n", warning)
 	}
-	wanted = cmp.Or(wanted, policy.DefaultName)
-	known, same := false, false
-	if s != nil {
-		if known, same, err = s.Knows(wanted, mark); err != nil {
-			return err
-		}
-	}
-	if same && c.Role != policy.RoleUnset {
-		c.PolicyName = wanted
-		return nil
-	}
-	p, err := policy.Find(e.policyDir, wanted)
-	switch {
-	case err != nil && !known:
-		return fmt.Errorf("%s: %w", policy.KeyPolicy, err)
-	case err != nil:
-		fmt.Fprintf(e.stderr, "sidegate: warning: policy %s stays as it is in force: %v\n", wanted, err)
-		c.PolicyName = wanted
-	default:
-		if c.Policy, err = p.Compile(); err != nil {
-			return fmt.Errorf("policy %s: %w", p.Metadata.Name, err)
-		}
-		c.Source = cgroups.Source{Place: p.Source(), Fingerprint: mark}
-	}
-	c.Role, err = policy.RoleOf(policy.Container{Name: c.Name, Request: req}, p)
 	return err
 }
 
@@ -330,13 +333,6 @@ func podmanName(st *specs.State) (string, error) {
 		}
 	}
 	return "", nil
-}
-
-func runtimeOf(st *specs.State) string {
-	if st.Annotations[annotationManager] == "libpod" {
-		return "podman"
-	}
-	return "oci"
 }
 
 // poststop runs for every container, since an unmanaged one, such as a pod's

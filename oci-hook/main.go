@@ -2,7 +2,8 @@
 
 // Command sidegate-oci-hook is an OCI runtime hook (runtime-spec, "Lifecycle"):
 // at createRuntime it attaches Sidegate to a container whose process exists but
-// has not run, at poststop it forgets it.
+// has not run, at poststop it forgets it. Called with the arguments of an OCI
+// runtime it is one: it adds itself to the container's hooks and becomes runc.
 package main
 
 import (
@@ -10,7 +11,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"strings"
+	"syscall"
 
 	"sidegate/cgroups"
 	"sidegate/policy"
@@ -23,7 +26,16 @@ type env struct {
 	stderr    io.Writer
 	state     string // directory of pins
 	policyDir string
+
+	// As a runtime.
+	self        string // path of this program
+	runtimeFile string
+	environ     []string
 }
+
+// The signal that containerd's shim asks for at its own end (PR_SET_PDEATHSIG) is the first
+// thread's, and execve(2) by another one would lose it.
+func init() { runtime.LockOSThread() }
 
 func main() {
 	e := env{
@@ -33,7 +45,17 @@ func main() {
 		state:     cgroups.StateDir(),
 		policyDir: cmp.Or(os.Getenv(policy.DirEnv), policy.DefaultDir),
 	}
-	if err := run(e); err != nil {
+	var err error
+	if !wraps(e.args) {
+		runtime.UnlockOSThread()
+		err = run(e)
+	} else {
+		e.environ, e.runtimeFile = os.Environ(), runtimeFile
+		if e.self, err = os.Executable(); err == nil {
+			err = wrap(e, syscall.Exec)
+		}
+	}
+	if err != nil {
 		// The runtime shows this in its own error message: one line, whole.
 		fmt.Fprintf(e.stderr, "sidegate: %s\n", strings.ReplaceAll(err.Error(), "\n", "; "))
 		os.Exit(exitCode(err))

@@ -23,8 +23,15 @@ import (
 // of its standard input.
 const envInit = "SIDEGATE_TEST_INIT"
 
+// envCloexec makes it close its descriptor 3 when it executes another program.
+const envCloexec = "SIDEGATE_TEST_CLOEXEC"
+
 func TestMain(m *testing.M) {
 	if os.Getenv(envInit) != "" {
+		if os.Getenv(envCloexec) != "" {
+			syscall.CloseOnExec(3)
+		}
+		fmt.Println("ready")
 		_, _ = io.Copy(io.Discard, os.Stdin)
 		os.Exit(0)
 	}
@@ -63,6 +70,12 @@ func newState(t *testing.T) string {
 // newContainer starts a process. flags are of clone(2), such as CLONE_NEWNET.
 func newContainer(t *testing.T, flags uintptr) *container {
 	t.Helper()
+	return newContainerWith(t, flags, nil)
+}
+
+// newContainerWith starts a process that has these files as its descriptors from 3 on.
+func newContainerWith(t *testing.T, flags uintptr, files []*os.File, env ...string) *container {
+	t.Helper()
 	mount, err := cgroups.FindMount()
 	must(t, err)
 	c := &container{bundle: t.TempDir()}
@@ -74,9 +87,12 @@ func newContainer(t *testing.T, flags uintptr) *container {
 	must(t, err)
 	defer dir.Close()
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), envInit+"=1", "GORACE=atexit_sleep_ms=0")
+	cmd.Env = append(append(os.Environ(), envInit+"=1", "GORACE=atexit_sleep_ms=0"), env...)
+	cmd.ExtraFiles = files
 	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd()), Cloneflags: flags}
 	in, err := cmd.StdinPipe()
+	must(t, err)
+	out, err := cmd.StdoutPipe()
 	must(t, err)
 	must(t, cmd.Start())
 	c.pid = cmd.Process.Pid
@@ -85,6 +101,9 @@ func newContainer(t *testing.T, flags uintptr) *container {
 		_ = cmd.Wait()
 	}
 	t.Cleanup(c.stop)
+	ready := make([]byte, len("ready\n"))
+	_, err = io.ReadFull(out, ready)
+	must(t, err)
 	return c
 }
 

@@ -62,7 +62,7 @@ func ParseRequest(annotations map[string]string) (Request, error) {
 			}
 			r.Policy = value
 		case KeyPod:
-			if msg := nameProblem(value, "the name of a pod"); msg != "" {
+			if msg := podNameProblem(value); msg != "" {
 				bad("%s", msg)
 			}
 			r.Pod = value

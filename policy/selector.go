@@ -114,3 +114,8 @@ func Choose(policies map[string]*PodPolicy, name string, labels map[string]strin
 	}
 	return nil, fmt.Errorf("no policy is named %s: there are %s", show(name), list(names))
 }
+
+// Narrows tells whether the selector says anything: neither none, nor {}, which selects every pod.
+func (s *LabelSelector) Narrows() bool {
+	return s != nil && (len(s.MatchLabels) > 0 || len(s.MatchExpressions) > 0)
+}

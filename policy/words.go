@@ -157,6 +157,15 @@ func nameProblem(s, what string) string {
 	return show(s) + " is not " + what + ": write A-Z a-z 0-9 _ . - starting with a letter or digit"
 }
 
+// podNameProblem lets a pod have the name of its namespace before its own, as Kubernetes writes it.
+func podNameProblem(s string) string {
+	namespace, name, has := strings.Cut(s, "/")
+	if has && isName(namespace) && isName(name) {
+		return ""
+	}
+	return nameProblem(s, "the name of a pod")
+}
+
 // list joins names, the first twenty of them.
 func list(names []string) string {
 	const most = 20

@@ -13,7 +13,7 @@
 
 #include <linux/types.h>
 
-#define SG_ABI 2
+#define SG_ABI 3
 
 /* What a container is to its pod. DEAD is what zeroed memory says. */
 enum sg_role {
@@ -105,6 +105,7 @@ enum sg_counter {
 	SG_DROP_POLICY_INGRESS = 28, /* the rules of whom it wants to reach */
 	SG_DROP_PROCESS = 29, /* executable that may have no sockets */
 	SG_DROP_UNIX = 30, /* UNIX socket that no rule lets it reach */
+	SG_DROP_STRANGER = 31, /* process of another container in its cgroup */
 	SG_COUNTERS = 32,
 };
 
@@ -125,9 +126,13 @@ struct sg_container {
 	enum sg_role role;
 	__u32 subject; /* enum sg_subject_id: its role as the policy calls it */
 	__u32 name; /* 0 or SG_SUBJECT_NAME and a hash */
+	/* By inode number. 0: it has none of its own. */
+	__u32 pid_ns;
+	__u32 mnt_ns;
 	__u32 reserved;
+	__u64 started; /* init of pid_ns: USER_HZ since boot, or 0 */
 };
-_Static_assert(sizeof(struct sg_container) == 32, "ABI");
+_Static_assert(sizeof(struct sg_container) == 48, "ABI");
 
 struct sg_ports {
 	__u16 lo;
@@ -400,7 +405,8 @@ struct sg_container_info {
 	__u8 runtime[16];
 	__u8 role; /* as asked for: policy.Role */
 	__u8 admin; /* capabilities by which it could get out, as bits */
-	__u8 reserved[2];
+	__u8 inherited; /* network sockets that it was given at its start */
+	__u8 reserved;
 	__u32 pid; /* init process at attach time, for display */
 	__u64 netns_ino;
 	__u64 attached_ns; /* CLOCK_REALTIME */

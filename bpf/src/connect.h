@@ -8,6 +8,7 @@
 #define SIDEGATE_CONNECT_H
 
 #include "common.h"
+#include "task.h"
 
 SG_INLINE struct sg_addr sg_user_addr(struct bpf_sock_addr *ctx, int v6)
 {
@@ -44,7 +45,10 @@ SG_INLINE struct sg_addr sg_loopback_for(const struct sg_addr *a)
 	return lo;
 }
 
-/* The record of a socket, made now if the socket has none. NULL: no memory. */
+/*
+ * The record of a socket, made now for one that is older than its container's
+ * programs. NULL: no memory, or a stranger's.
+ */
 SG_INLINE struct sg_sock *sg_sock_of(struct bpf_sock_addr *ctx,
 				     const struct sg_container *self)
 {
@@ -53,8 +57,11 @@ SG_INLINE struct sg_sock *sg_sock_of(struct bpf_sock_addr *ctx,
 	if (!ctx->sk)
 		return 0;
 	s = bpf_sk_storage_get(&socks, ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-	if (s && !s->cgroup_id)
+	if (s && !s->cgroup_id) {
+		if (!sg_task_ok(self))
+			return 0;
 		sg_sock_init(s, self);
+	}
 	return s;
 }
 

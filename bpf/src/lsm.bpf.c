@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /*
- * The object for UNIX sockets where BPF LSM is on (lsm=...,bpf): it knows the
- * other socket, and so whose it is and what name it is bound to, whatever name,
- * link or mount led there. Attached to the cgroup of each container whose
- * policy asks for it; the kernel runs it for what is done by processes there,
- * whoever made the socket. (It means to go by the socket, but up to 6.12 at
- * least compares the type of a pointer with that of a struct:
- * bpf_lsm_find_cgroup_shim.)
+ * The object for where BPF LSM is on (lsm=...,bpf). About UNIX sockets it knows
+ * the other socket, and so whose it is and what name it is bound to, whatever
+ * name, link or mount led there; that is attached to the cgroup of each
+ * container whose policy asks for it. About sockets of all families it is asked
+ * when they are made, by a container that its policy binds. The kernel runs it
+ * for what is done by processes of the cgroup, whoever made the socket. (It
+ * means to go by the socket, but up to 6.12 at least compares the type of a
+ * pointer with that of a struct: bpf_lsm_find_cgroup_shim.)
  */
 #include "unix.h"
 
@@ -56,6 +57,7 @@ struct unix_sock {
 } __attribute__((preserve_access_index));
 
 #define SG_CGROUP_DEPTH 32
+#define SG_EAFNOSUPPORT 97
 
 /*
  * The container whose cgroup the socket was made in, or in one below. Deeper
@@ -122,6 +124,13 @@ SG_INLINE int sg_unix_lsm(struct sock *sk, struct sock *other)
 }
 
 /* The arguments of the kernel's hooks, each in a word (lsm_hook_defs.h). */
+struct sg_socket_create {
+	__u64 family;
+	__u64 type;
+	__u64 protocol;
+	__u64 kern;
+};
+
 struct sg_stream_connect {
 	struct sock *sock;
 	struct sock *other;
@@ -132,6 +141,36 @@ struct sg_may_send {
 	struct socket *sock;
 	struct socket *other;
 };
+
+/*
+ * socket(2) of any family, by a process of the container. cgroup/sock_create
+ * sees AF_INET and AF_INET6 alone.
+ */
+SEC("lsm_cgroup/socket_create")
+int sg_lsm_socket(struct sg_socket_create *ctx)
+{
+	struct sg_container *self = sg_self();
+	struct sg_policy *policy;
+	struct sg_end end = {};
+	struct sg_verdict v;
+
+	if (ctx->kern)
+		return SG_PROCEED; /* the kernel's own, for whatever reason */
+	policy = sg_policy_of(self->netns_cookie);
+	if (policy)
+		sg_end_of(policy, self, &end);
+	v = sg_verdict_family(self->role, end.flags, (__u32)ctx->family);
+	if (v.action != SG_DENY)
+		return SG_PROCEED;
+	if (policy && (policy->flags & SG_POLICY_AUDIT)) {
+		sg_count(self->cgroup_id, SG_COUNT_AUDIT);
+		return SG_PROCEED;
+	}
+	sg_count(self->cgroup_id, v.counter);
+	/* As on a kernel without the family: libraries fall back. */
+	bpf_set_retval(-SG_EAFNOSUPPORT);
+	return SG_REJECT;
+}
 
 /* Of SOCK_STREAM and SOCK_SEQPACKET: other is the listener. */
 SEC("lsm_cgroup/unix_stream_connect")

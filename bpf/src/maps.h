@@ -56,7 +56,8 @@ struct {
 
 /*
  * What each socket of a managed pod is.
- * inserted by: sg_sock_create, or the first hook that sees the socket
+ * inserted by: sg_sock_create; connect, sendmsg and listen of a socket that did
+ * not pass it
  * deleted by: the kernel with the socket
  */
 struct {

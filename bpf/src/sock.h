@@ -3,45 +3,10 @@
 #ifndef SIDEGATE_SOCK_H
 #define SIDEGATE_SOCK_H
 
-#include <bpf/bpf_core_read.h>
-
 #include "common.h"
+#include "task.h"
 
 #define SG_EPROTONOSUPPORT 93
-
-/* What CO-RE needs of the kernel's types, to name an executable. */
-struct super_block {
-	__u32 s_dev;
-} __attribute__((preserve_access_index));
-
-struct inode {
-	unsigned long i_ino;
-	struct super_block *i_sb;
-} __attribute__((preserve_access_index));
-
-struct file {
-	struct inode *f_inode;
-} __attribute__((preserve_access_index));
-
-struct mm_struct {
-	struct file *exe_file;
-} __attribute__((preserve_access_index));
-
-struct task_struct {
-	struct mm_struct *mm;
-} __attribute__((preserve_access_index));
-
-/* Whether the executable that runs may have sockets: its inode, not its name.
- */
-SG_NOINLINE int sg_process_ok(__u64 cgroup_id)
-{
-	struct task_struct *task = (void *)bpf_get_current_task();
-	struct sg_executable exe = {.cgroup_id = cgroup_id};
-
-	exe.ino = BPF_CORE_READ(task, mm, exe_file, f_inode, i_ino);
-	exe.dev = BPF_CORE_READ(task, mm, exe_file, f_inode, i_sb, s_dev);
-	return !!bpf_map_lookup_elem(&executables, &exe);
-}
 
 SEC("cgroup/sock_create")
 int sg_sock_create(struct bpf_sock *ctx)
@@ -54,19 +19,20 @@ int sg_sock_create(struct bpf_sock *ctx)
 	struct sg_end end = {};
 	struct sg_verdict v;
 	struct sg_sock *s;
-	int ok = 1;
+	int stranger = 0, ok = 1;
 
 	if (!self)
 		return SG_REJECT;
 	policy = sg_policy_of(self->netns_cookie);
 	if (policy) {
 		role = self->role;
+		stranger = !sg_task_ok(self);
 		sg_end_of(policy, self, &end);
 		if (end.flags & SG_SUBJECT_PROCESSES)
 			ok = sg_process_ok(self->cgroup_id);
 	}
-	v = sg_verdict_socket(role, end.flags, ok, ctx->type, ctx->protocol,
-			      policy ? policy : &none);
+	v = sg_verdict_socket(role, stranger, end.flags, ok, ctx->type,
+			      ctx->protocol, policy ? policy : &none);
 	if (v.action == SG_DENY) {
 		what.proto = ctx->protocol;
 		/*
@@ -214,6 +180,19 @@ SG_INLINE void sg_ops_listen(struct bpf_sock_ops *ctx, struct sg_sock *s)
 	}
 }
 
+/*
+ * Whether a socket without a record is the container's: a subflow of MPTCP,
+ * which the kernel makes, or a socket that is older than its programs.
+ * listen(2) says who asks; connect(2) was judged. What a listener accepts has
+ * its record.
+ */
+SG_INLINE int sg_ops_finds(__u32 op, const struct sg_container *self)
+{
+	if (op == BPF_SOCK_OPS_TCP_LISTEN_CB)
+		return sg_task_ok(self);
+	return op == BPF_SOCK_OPS_TCP_CONNECT_CB;
+}
+
 SEC("sockops")
 int sg_sockops(struct bpf_sock_ops *ctx)
 {
@@ -238,8 +217,11 @@ int sg_sockops(struct bpf_sock_ops *ctx)
 	s = bpf_sk_storage_get(&socks, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!s)
 		return 1;
-	if (!s->cgroup_id)
+	if (!s->cgroup_id) {
+		if (!sg_ops_finds(ctx->op, self))
+			return 1;
 		sg_sock_init(s, self);
+	}
 	/* A listener in a namespace that is not the pod's serves nobody. */
 	if (bpf_get_netns_cookie(ctx) != s->netns_cookie)
 		return 1;

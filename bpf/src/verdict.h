@@ -13,9 +13,14 @@
 
 #define SG_INLINE static __attribute__((always_inline)) inline
 
+#define SG_AF_UNIX 1
 #define SG_AF_INET 2
 #define SG_AF_INET6 10
+#define SG_AF_KEY 15
+#define SG_AF_NETLINK 16
 #define SG_AF_PACKET 17
+#define SG_AF_ALG 38
+#define SG_AF_XDP 44
 
 #define SG_SOCK_STREAM 1
 #define SG_SOCK_DGRAM 2
@@ -165,18 +170,21 @@ SG_INLINE struct sg_verdict sg_verdict_socket_ruled(__u32 flags, __u32 type,
 }
 
 /*
- * socket(2): family is AF_INET or AF_INET6, no other passes the hook. flags are
- * the container's (enum sg_subject_flags), process_ok that its executable may.
+ * socket(2): family is AF_INET or AF_INET6, no other passes the hook. stranger
+ * is a task that is not the container's, flags are the container's (enum
+ * sg_subject_flags), process_ok that its executable may.
  */
-SG_INLINE struct sg_verdict sg_verdict_socket(__u32 role, __u32 flags,
-					      int process_ok, __u32 type,
-					      __u32 proto,
+SG_INLINE struct sg_verdict sg_verdict_socket(__u32 role, int stranger,
+					      __u32 flags, int process_ok,
+					      __u32 type, __u32 proto,
 					      const struct sg_policy *policy)
 {
 	struct sg_verdict v = sg_verdict_role(role);
 
 	if (v.action == SG_DENY)
 		return v;
+	if (stranger)
+		return sg_is(SG_DENY, SG_DROP_STRANGER);
 	if ((flags & SG_SUBJECT_PROCESSES) && !process_ok)
 		return sg_is(SG_DENY, SG_DROP_PROCESS);
 	if (flags & SG_SUBJECT_RULED)
@@ -197,6 +205,30 @@ SG_INLINE struct sg_verdict sg_verdict_socket(__u32 role, __u32 flags,
 			       : sg_is(SG_DENY, SG_DROP_ICMP);
 	if (type == SG_SOCK_RAW)
 		return sg_is(SG_DENY, SG_DROP_RAW);
+	return sg_is(SG_DENY, SG_DROP_PROTOCOL);
+}
+
+/* Families that lead nowhere but where other hooks look, or nowhere at all. */
+#define SG_FAMILIES                                                            \
+	(1ull << SG_AF_UNIX | 1ull << SG_AF_INET | 1ull << SG_AF_INET6 |       \
+	 1ull << SG_AF_KEY | 1ull << SG_AF_NETLINK | 1ull << SG_AF_PACKET |    \
+	 1ull << SG_AF_ALG | 1ull << SG_AF_XDP)
+
+/*
+ * socket(2) of any family, where BPF LSM is on. The others leave the container
+ * in ways of their own: AF_VSOCK to the host, AF_RDS and AF_SMC by connections
+ * that the kernel makes, AF_TIPC, ... role and flags are those of
+ * sg_verdict_socket.
+ */
+SG_INLINE struct sg_verdict sg_verdict_family(__u32 role, __u32 flags,
+					      __u32 family)
+{
+	int free = role == SG_ROLE_SIDECAR || role == SG_ROLE_EXEMPT;
+
+	if (free && !(flags & SG_SUBJECT_RULED))
+		return sg_is(SG_ALLOW, 0);
+	if (family < 64 && (SG_FAMILIES & (1ull << family)))
+		return sg_is(SG_ALLOW, 0);
 	return sg_is(SG_DENY, SG_DROP_PROTOCOL);
 }
 

@@ -64,7 +64,8 @@ type verdictsSgCase struct {
 	Excluded     uint8
 	HasSock      uint8
 	HasContainer uint8
-	Reserved     [3]uint8
+	Stranger     uint8
+	Reserved     [2]uint8
 	Action       verdictsSgAction
 	Counter      verdictsSgCounter
 	Steer        verdictsSgSteer
@@ -79,7 +80,10 @@ type verdictsSgContainer struct {
 	Role        verdictsSgRole
 	Subject     uint32
 	Name        uint32
+	PidNs       uint32
+	MntNs       uint32
 	Reserved    uint32
+	Started     uint64
 }
 
 type verdictsSgContainerInfo struct {
@@ -91,7 +95,8 @@ type verdictsSgContainerInfo struct {
 	Runtime    [16]uint8
 	Role       uint8
 	Admin      uint8
-	Reserved   [2]uint8
+	Inherited  uint8
+	Reserved   uint8
 	Pid        uint32
 	_          [4]byte
 	NetnsIno   uint64
@@ -133,6 +138,7 @@ const (
 	verdictsSgCounterSG_DROP_POLICY_INGRESS verdictsSgCounter = 28
 	verdictsSgCounterSG_DROP_PROCESS        verdictsSgCounter = 29
 	verdictsSgCounterSG_DROP_UNIX           verdictsSgCounter = 30
+	verdictsSgCounterSG_DROP_STRANGER       verdictsSgCounter = 31
 	verdictsSgCounterSG_COUNTERS            verdictsSgCounter = 32
 )
 
@@ -498,6 +504,7 @@ const (
 	verdictsProgAskRule        = "ask_rule"
 	verdictsProgJudgeBind      = "judge_bind"
 	verdictsProgJudgeConnect   = "judge_connect"
+	verdictsProgJudgeFamily    = "judge_family"
 	verdictsProgJudgeGuard     = "judge_guard"
 	verdictsProgJudgeInside    = "judge_inside"
 	verdictsProgJudgeKernel    = "judge_kernel"
@@ -573,6 +580,7 @@ type verdictsProgramSpecs struct {
 	AskRule        *ebpf.ProgramSpec `ebpf:"ask_rule"`
 	JudgeBind      *ebpf.ProgramSpec `ebpf:"judge_bind"`
 	JudgeConnect   *ebpf.ProgramSpec `ebpf:"judge_connect"`
+	JudgeFamily    *ebpf.ProgramSpec `ebpf:"judge_family"`
 	JudgeGuard     *ebpf.ProgramSpec `ebpf:"judge_guard"`
 	JudgeInside    *ebpf.ProgramSpec `ebpf:"judge_inside"`
 	JudgeKernel    *ebpf.ProgramSpec `ebpf:"judge_kernel"`
@@ -742,6 +750,7 @@ type verdictsPrograms struct {
 	AskRule        *ebpf.Program `ebpf:"ask_rule"`
 	JudgeBind      *ebpf.Program `ebpf:"judge_bind"`
 	JudgeConnect   *ebpf.Program `ebpf:"judge_connect"`
+	JudgeFamily    *ebpf.Program `ebpf:"judge_family"`
 	JudgeGuard     *ebpf.Program `ebpf:"judge_guard"`
 	JudgeInside    *ebpf.Program `ebpf:"judge_inside"`
 	JudgeKernel    *ebpf.Program `ebpf:"judge_kernel"`
@@ -774,6 +783,7 @@ func (p *verdictsPrograms) Close() error {
 		p.AskRule,
 		p.JudgeBind,
 		p.JudgeConnect,
+		p.JudgeFamily,
 		p.JudgeGuard,
 		p.JudgeInside,
 		p.JudgeKernel,

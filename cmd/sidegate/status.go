@@ -83,7 +83,7 @@ func printPod(w io.Writer, p cgroups.PodStatus) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "  CONTAINER\tNAME\tROLE\tRUNTIME\tHOOKS\tCOUNTERS\tDROPS")
 	for _, c := range p.Containers {
-		fmt.Fprintf(t, "  %s\t%s\t%s\t%s\t%s\t%s\t%s\n", short(c.ID), cmp.Or(c.Name, "-"), strings.Join(append([]string{c.Role}, c.Capabilities...), ","), c.Runtime,
+		fmt.Fprintf(t, "  %s\t%s\t%s\t%s\t%s\t%s\t%s\n", short(c.ID), cmp.Or(c.Name, "-"), strings.Join(rights(c), ","), c.Runtime,
 			hooks(c), counts(c.Counters), counts(c.Drops))
 	}
 	return t.Flush()
@@ -110,4 +110,14 @@ func counts(m map[string]uint64) string {
 		s = append(s, fmt.Sprintf("%s=%d", k, m[k]))
 	}
 	return cmp.Or(strings.Join(s, " "), "-")
+}
+
+// rights are a container's role, and what it has besides by which it could get out of
+// its policy.
+func rights(c cgroups.ContainerStatus) []string {
+	list := append([]string{c.Role}, c.Capabilities...)
+	if c.InheritedSockets > 0 {
+		list = append(list, fmt.Sprintf("inherited sockets: %d", c.InheritedSockets))
+	}
+	return list
 }

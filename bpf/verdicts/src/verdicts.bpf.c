@@ -32,14 +32,15 @@ struct sg_case {
 	__u8 excluded;
 	__u8 has_sock; /* 0: NULL */
 	__u8 has_container; /* 0: NULL */
-	__u8 reserved[3];
+	__u8 stranger;
+	__u8 reserved[2];
 	/* out */
 	enum sg_action action;
 	enum sg_counter counter;
 	enum sg_steer steer;
 	__u32 yes; /* of those that answer yes or no: not 0 */
 };
-_Static_assert(sizeof(struct sg_case) == 248, "no padding");
+_Static_assert(sizeof(struct sg_case) == 264, "no padding");
 
 /*
  * A context is read at constant offsets only, so the functions, which loop,
@@ -78,8 +79,19 @@ SEC("syscall")
 int judge_socket(struct sg_case *c)
 {
 	SG_COPY(policy);
-	struct sg_verdict v = sg_verdict_socket(
-		c->role, c->flags, c->process_ok, c->type, c->proto, &policy);
+	struct sg_verdict v = sg_verdict_socket(c->role, c->stranger, c->flags,
+						c->process_ok, c->type,
+						c->proto, &policy);
+
+	c->action = v.action;
+	c->counter = v.counter;
+	return 0;
+}
+
+SEC("syscall")
+int judge_family(struct sg_case *c)
+{
+	struct sg_verdict v = sg_verdict_family(c->role, c->flags, c->proto);
 
 	c->action = v.action;
 	c->counter = v.counter;

@@ -7,6 +7,8 @@ package agent
 
 import (
 	"bufio"
+	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -17,6 +19,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
@@ -71,6 +74,9 @@ type Request struct {
 	Connected bool   // udp
 	Frame     []byte // packet
 	Bypass    bool   // packet: PACKET_QDISC_BYPASS
+	Cgroup    string // child, thread, move: directory of a cgroup
+	Flags     uintptr
+	Do        *Request // child, thread: what it does
 }
 
 // Answer is what came of it.
@@ -120,6 +126,13 @@ func (s *server) do(r Request) Answer {
 		a, err = s.connect(r)
 	case "talk": // over a kept connection
 		a, err = s.talk(r)
+	case "open": // any socket of package net, connected to Addr
+		var c net.Conn
+		if c, err = net.DialTimeout(r.Network, r.Addr, timeout); err == nil {
+			a.ID = s.keep(c)
+		}
+	case "write": // to one that is open
+		_, err = s.open[r.ID].(net.Conn).Write([]byte(r.Data))
 	case "listen":
 		a, err = s.listen(r)
 	case "close":
@@ -147,6 +160,15 @@ func (s *server) do(r Request) Answer {
 		if fd, err = unix.Socket(r.Sock[0], r.Sock[1]|unix.SOCK_CLOEXEC, r.Sock[2]); err == nil {
 			err = unix.Close(fd)
 		}
+	case "hold": // a TCP socket, bound to Addr
+		a.ID, err = s.hold(r.Addr)
+	case "holdconnect":
+		var to netip.AddrPort
+		if to, err = netip.ParseAddrPort(r.Addr); err == nil {
+			err = unix.Connect(int(s.open[r.ID].(*os.File).Fd()), &unix.SockaddrInet4{Addr: to.Addr().As4(), Port: int(to.Port())})
+		}
+	case "holdlisten":
+		err = unix.Listen(int(s.open[r.ID].(*os.File).Fd()), 8)
 	case "sockopt":
 		a, err = sockopt(r)
 	case "echo":
@@ -159,6 +181,12 @@ func (s *server) do(r Request) Answer {
 		err = unix.Mount("127.0.0.1", r.Data, "9p", 0, "trans=tcp,port="+r.Addr)
 	case "packet":
 		err = packet(r)
+	case "move": // this process
+		err = os.WriteFile(filepath.Join(r.Cgroup, "cgroup.procs"), []byte("0"), 0)
+	case "child": // a process with flags of clone(2), made in a cgroup if that is said
+		return child(r)
+	case "thread": // one that moves alone
+		a, err = s.thread(r)
 	default:
 		err = errors.New("unknown op " + r.Op)
 	}
@@ -579,6 +607,68 @@ func sctp(addr string) error {
 	return unix.Connect(fd, &unix.SockaddrInet4{Addr: to.Addr().As4(), Port: int(to.Port())})
 }
 
+// hold makes a socket and does nothing with it.
+func (s *server) hold(addr string) (int, error) {
+	at, err := netip.ParseAddrPort(addr)
+	if err != nil {
+		return 0, err
+	}
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, err
+	}
+	f := os.NewFile(uintptr(fd), "held")
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: at.Addr().As4(), Port: int(at.Port())}); err != nil {
+		return 0, errors.Join(err, f.Close())
+	}
+	return s.keep(f), nil
+}
+
+// child starts an agent that does one thing.
+func child(r Request) (a Answer) {
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env, cmd.Stderr = os.Environ(), os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: r.Flags}
+	if r.Cgroup != "" {
+		dir, err := os.Open(r.Cgroup)
+		if err != nil {
+			return Answer{Err: errName(err)}
+		}
+		defer dir.Close()
+		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(dir.Fd())
+	}
+	what, err := json.Marshal(r.Do)
+	if err != nil {
+		return Answer{Err: errName(err)}
+	}
+	cmd.Stdin = bytes.NewReader(what)
+	out, err := cmd.Output()
+	if err == nil {
+		err = json.Unmarshal(out, &a)
+	}
+	if err != nil {
+		return Answer{Err: "child: " + errName(err)}
+	}
+	return a
+}
+
+// thread does one thing on a thread of its own, in a cgroup for threads.
+func (s *server) thread(r Request) (a Answer, err error) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // and never unlocks: the thread ends
+		if err = os.WriteFile(filepath.Join(r.Cgroup, "cgroup.threads"), []byte("0"), 0); err == nil {
+			a = s.do(*r.Do)
+		}
+	}()
+	<-done
+	if a.Err != "" {
+		err = errors.New(a.Err)
+	}
+	return a, err
+}
+
 // packet sends Frame as a whole frame through the device named Addr.
 func packet(r Request) error {
 	dev, err := net.InterfaceByName(r.Addr)
@@ -611,21 +701,61 @@ type Agent struct {
 // ends with the test, or by Stop.
 func Start(t testing.TB, ns netns.NsHandle, cgroup string) *Agent {
 	t.Helper()
-	return StartFile(t, ns, cgroup, "/proc/self/exe")
+	return start(t, ns, cgroup, options{})
 }
 
 // StartFile starts an agent whose executable is a copy of this one.
 func StartFile(t testing.TB, ns netns.NsHandle, cgroup, file string) *Agent {
+	t.Helper()
+	return start(t, ns, cgroup, options{file: file})
+}
+
+// StartIn starts an agent with flags of clone(2), as a runtime does a container's
+// first process.
+func StartIn(t testing.TB, ns netns.NsHandle, cgroup string, flags uintptr) *Agent {
+	t.Helper()
+	return start(t, ns, cgroup, options{flags: flags})
+}
+
+// StartBeside starts an agent as StartIn does, in the PID namespace of another one.
+func StartBeside(t testing.TB, ns netns.NsHandle, cgroup string, flags uintptr, other *Agent) *Agent {
+	t.Helper()
+	return start(t, ns, cgroup, options{flags: flags, pidns: fmt.Sprintf("/proc/%d/ns/pid", other.PID)})
+}
+
+type options struct {
+	file  string // its executable, or this one
+	flags uintptr
+	pidns string // path of an nsfs file
+}
+
+// enter has the processes that the calling thread starts be in a PID namespace.
+func enter(pidns string) error {
+	if pidns == "" {
+		return nil
+	}
+	fd, err := unix.Open(pidns, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return unix.Setns(fd, unix.CLONE_NEWPID)
+}
+
+func start(t testing.TB, ns netns.NsHandle, cgroup string, o options) *Agent {
 	t.Helper()
 	dir, err := os.Open(cgroup)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer dir.Close()
-	cmd := exec.Command(file)
+	cmd := exec.Command(cmp.Or(o.file, "/proc/self/exe"))
 	cmd.Env = append(os.Environ(), envAgent+"=1", "GORACE=atexit_sleep_ms=0")
 	cmd.Stderr = os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd()), Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd()), Cloneflags: o.flags}
+	if o.pidns == "" { // there nobody has a parent's number, and so would seem to have lost it
+		cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
+	}
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -640,7 +770,7 @@ func StartFile(t testing.TB, ns netns.NsHandle, cgroup, file string) *Agent {
 		// The thread stays until the agent has ended: it is its parent, whose
 		// death is the agent's.
 		runtime.LockOSThread()
-		err := netns.Set(ns)
+		err := errors.Join(netns.Set(ns), enter(o.pidns))
 		if err == nil {
 			err = cmd.Start()
 		}

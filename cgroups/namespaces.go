@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cgroups
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/cilium/ebpf"
+
+	"sidegate/bpf"
+)
+
+// namespace returns the inode number of a namespace of process pid, 0 if the kernel
+// has none of this kind.
+func namespace(pid, kind string) (uint32, error) {
+	link, err := os.Readlink("/proc/" + pid + "/ns/" + kind)
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Stat("/proc/" + pid); err == nil {
+			return 0, nil
+		}
+	}
+	if err != nil {
+		return 0, fmt.Errorf("find %s namespace of process %s: %w", kind, pid, err)
+	}
+	// kind:[number], proc_pid_ns(5)
+	n, err := strconv.ParseUint(strings.TrimSuffix(strings.TrimPrefix(link, kind+":["), "]"), 10, 32)
+	if err != nil {
+		return 0, fmt.Errorf("find %s namespace of process %s: %w", kind, pid, err)
+	}
+	return uint32(n), nil
+}
+
+// ownNamespaces says in entry by which namespaces the programs tell processes of
+// the container whose first process pid is from others that are put into its
+// cgroup. Those that it shares with this process tell nothing.
+func ownNamespaces(pid int, entry *bpf.Container) error {
+	its := strconv.Itoa(pid)
+	mnt, err := namespace(its, "mnt")
+	if err != nil {
+		return err
+	}
+	ours, err := namespace("self", "mnt")
+	if err != nil {
+		return err
+	}
+	if mnt != ours {
+		entry.MntNs = mnt
+	}
+	first, err := firstInPidns(its)
+	if err != nil || !first {
+		return err
+	}
+	if entry.PidNs, err = namespace(its, "pid"); err != nil {
+		return err
+	}
+	entry.Started, err = startOf(its)
+	return err
+}
+
+// firstInPidns tells whether the PID namespace of a process was made for it: its
+// number there, the last of NSpid in proc_pid_status(5), is 1.
+func firstInPidns(pid string) (bool, error) {
+	b, err := os.ReadFile("/proc/" + pid + "/status")
+	if err != nil {
+		return false, fmt.Errorf("look at process %s: %w", pid, err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if numbers, ok := strings.CutPrefix(line, "NSpid:"); ok {
+			f := strings.Fields(numbers)
+			return len(f) > 1 && f[len(f)-1] == "1", nil
+		}
+	}
+	return false, nil // a kernel without PID namespaces
+}
+
+// initialTimens is PROC_TIME_INIT_INO of the kernel.
+const initialTimens = 0xeffffffa
+
+// startOf returns when a process started, as proc_pid_stat(5) counts: in USER_HZ
+// since boot. In a time namespace that has another zero it is 0.
+func startOf(pid string) (uint64, error) {
+	if ns, err := namespace("self", "time"); err != nil || ns != 0 && ns != initialTimens {
+		return 0, err
+	}
+	b, err := os.ReadFile("/proc/" + pid + "/stat")
+	if err != nil {
+		return 0, fmt.Errorf("look at process %s: %w", pid, err)
+	}
+	// The name, in brackets, may have brackets and spaces. It is the second field.
+	f := bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:])
+	if len(f) < 20 {
+		return 0, fmt.Errorf("look at process %s: stat has %d fields", pid, len(f)+2)
+	}
+	return strconv.ParseUint(string(f[22-3]), 10, 64)
+}
+
+// sharePidns is for a container that is about to live in a PID namespace which was
+// not made for it. If it was made for another one, both have to be told apart by
+// their mount namespaces from now on.
+func (s *Store) sharePidns(pid int) error {
+	ns, err := namespace(strconv.Itoa(pid), "pid")
+	if err != nil || ns == 0 {
+		return err
+	}
+	var shared []bpf.Container
+	var id uint64
+	var c bpf.Container
+	it := s.maps.Containers.Iterate()
+	for it.Next(&id, &c) {
+		if c.PidNs == ns && c.MntNs != 0 {
+			shared = append(shared, c)
+		}
+	}
+	if err := it.Err(); err != nil {
+		return fmt.Errorf("list containers: %w", err)
+	}
+	for _, c := range shared {
+		c.PidNs, c.Started = 0, 0
+		err := s.maps.Containers.Update(c.CgroupId, c, ebpf.UpdateExist)
+		if err == nil {
+			err = s.maps.Identity.Update(c.CgroupId, c, ebpf.UpdateExist)
+		}
+		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("tell container of cgroup %d from others of its PID namespace: %w", c.CgroupId, err)
+		}
+	}
+	return nil
+}
