@@ -19,9 +19,11 @@ forbid() {
 		fi
 	done
 }
-forbid bpf policy cgroups oci-hook cmd
-forbid policy bpf cgroups oci-hook cmd
-forbid cgroups oci-hook cmd
-forbid oci-hook cmd bpf
-forbid cmd oci-hook
+forbid bpf policy cgroups observe oci-hook nri cmd
+forbid policy bpf cgroups observe oci-hook nri cmd
+forbid cgroups observe oci-hook nri cmd
+forbid observe oci-hook nri cmd
+forbid oci-hook observe nri cmd bpf
+forbid nri oci-hook cmd bpf
+forbid cmd oci-hook nri
 exit $bad

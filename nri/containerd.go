@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/containerd/containerd/api/events"
+	tasks "github.com/containerd/containerd/api/services/tasks/v1"
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/containers"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/typeurl/v2"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/sirupsen/logrus"
+
+	"sidegate/policy"
+)
+
+// othersNamespaces are containerd's namespaces whose containers come to Sidegate by another
+// way: CRI's by NRI, Docker's by its network driver.
+func othersNamespaces() []string { return []string{"k8s.io", "moby"} }
+
+// nerdctlName is the label that has the name of a container of nerdctl.
+const nerdctlName = "nerdctl/name"
+
+// containerdTopics are the events that tell of processes: created, when the hooks have run
+// and the program has not, and started.
+func containerdTopics() []string {
+	return []string{`topic=="/tasks/create"`, `topic=="/tasks/start"`, `topic=="/tasks/delete"`}
+}
+
+// watchContainerd takes over containers that NRI says nothing of, until ctx ends. With
+// the runtime wrapper they are registered before they start, and there is nothing to do.
+func (p *plugin) watchContainerd(ctx context.Context, address string) {
+	said := ""
+	for pause := firstPause; ; pause = min(2*pause, lastPause) {
+		began := time.Now()
+		err := p.followContainerd(ctx, address)
+		if ctx.Err() != nil {
+			return
+		}
+		if time.Since(began) > lastPause {
+			pause, said = firstPause, ""
+		}
+		if text := fmt.Sprint(err); text != said {
+			said = text
+			p.log.WithField("object", address).Warnf("containerd's events, trying again: %v", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(pause):
+		}
+	}
+}
+
+// followContainerd makes one connection: what runs, and then what starts and ends.
+func (p *plugin) followContainerd(ctx context.Context, address string) error {
+	c, err := client.New(address, client.WithTimeout(registration))
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	// Before the list, so that nothing is missed between. What is in both is done once.
+	envelopes, failures := c.Subscribe(ctx, containerdTopics()...)
+	if err := p.listContainerd(ctx, c); err != nil {
+		return err
+	}
+	for {
+		select {
+		case err := <-failures:
+			return cmp.Or(err, errors.New("the stream has ended"))
+		case e := <-envelopes:
+			if slices.Contains(othersNamespaces(), e.Namespace) {
+				continue
+			}
+			event, err := typeurl.UnmarshalAny(e.Event)
+			if err != nil {
+				p.log.WithField("object", e.Topic).Errorf("containerd's event: %v", err)
+				continue
+			}
+			p.containerdEvent(namespaces.WithNamespace(ctx, e.Namespace), c, e.Namespace, event)
+		}
+	}
+}
+
+func (p *plugin) containerdEvent(ctx context.Context, c *client.Client, namespace string, event any) {
+	var id string
+	var pid uint32
+	switch e := event.(type) {
+	case *events.TaskCreate:
+		id, pid = e.ContainerID, e.Pid
+	case *events.TaskStart:
+		id, pid = e.ContainerID, e.Pid
+	case *events.TaskDelete:
+		if e.ID != "" && e.ID != e.ContainerID { // an exec's
+			return
+		}
+		if err := p.kernel.forget(p.config.Load(), e.ContainerID); err != nil {
+			p.log.WithField("object", namespace+"/"+e.ContainerID).Error(err)
+		}
+		p.collectSoon()
+		return
+	default:
+		return
+	}
+	info, err := c.ContainerService().Get(ctx, id)
+	if errdefs.IsNotFound(err) {
+		return
+	}
+	if err == nil {
+		err = p.adoptContainerd(namespace, info, int(pid))
+	}
+	if err != nil {
+		p.log.WithField("object", namespace+"/"+id).Error(err)
+	}
+}
+
+// listContainerd takes over what runs.
+func (p *plugin) listContainerd(ctx context.Context, c *client.Client) error {
+	all, err := c.NamespaceService().List(ctx)
+	if err != nil {
+		return fmt.Errorf("list containerd's namespaces: %w", err)
+	}
+	for _, namespace := range all {
+		if slices.Contains(othersNamespaces(), namespace) {
+			continue
+		}
+		ctx := namespaces.WithNamespace(ctx, namespace)
+		list, err := c.ContainerService().List(ctx)
+		if err != nil {
+			return fmt.Errorf("list containers of containerd's namespace %s: %w", namespace, err)
+		}
+		running, err := c.TaskService().List(ctx, &tasks.ListTasksRequest{})
+		if err != nil {
+			return fmt.Errorf("list tasks of containerd's namespace %s: %w", namespace, err)
+		}
+		pids := make(map[string]int)
+		for _, t := range running.Tasks {
+			pids[t.ID] = int(t.Pid)
+		}
+		for _, info := range list {
+			if err := p.adoptContainerd(namespace, info, pids[info.ID]); err != nil {
+				p.log.WithField("object", namespace+"/"+info.ID).Error(err)
+			}
+		}
+	}
+	return nil
+}
+
+// adoptContainerd registers a container that asks for it by its labels, or by its
+// annotations, as podman's do. One that cannot be registered has no network.
+func (p *plugin) adoptContainerd(namespace string, info containers.Container, pid int) error {
+	if pid <= 0 {
+		return nil
+	}
+	keys := make(map[string]string)
+	if info.Spec != nil {
+		var spec specs.Spec
+		if err := typeurl.UnmarshalTo(info.Spec, &spec); err != nil {
+			return fmt.Errorf("read its configuration: %w", err)
+		}
+		maps.Copy(keys, spec.Annotations)
+	}
+	maps.Copy(keys, info.Labels)
+	maps.DeleteFunc(keys, func(key, _ string) bool {
+		return strings.HasPrefix(key, policy.KeyRoleOf) || strings.HasPrefix(key, policy.KeyWaitOf)
+	})
+	request, err := policy.ParseRequest(keys)
+	if err != nil {
+		return err
+	}
+	if !request.Managed {
+		return nil
+	}
+	c := p.config.Load()
+	what := container{id: info.ID, name: cmp.Or(info.Labels[nerdctlName], info.ID), runtime: "containerd", pid: pid, role: request.Role}
+	if what.role == policy.RoleUnset {
+		pol, err := p.kernel.policyOf(c, &pod{request: policy.PodRequest{Request: request}})
+		if err != nil {
+			return err
+		}
+		if what.role, err = policy.RoleOf(policy.Container{Name: what.name, Request: request}, pol); err != nil {
+			return err
+		}
+	}
+	one := &pod{name: cmp.Or(request.Pod, namespace+"/"+info.ID), policy: request.Policy}
+	got, err := p.kernel.adopt(c, one, what)
+	if err != nil {
+		p.metrics.adoption("refused")
+		return fmt.Errorf("it has no network until it is started again: %w", errors.Join(err, p.kernel.shut(c, one, what)))
+	}
+	if !got.Already {
+		p.metrics.adoption("adopted")
+		p.log.WithFields(logrus.Fields{"object": one.name, "role": what.role, "sockets": got.Sockets, "left": got.Left}).
+			Info("took over a container that has no hook: run it by the runtime wrapper to have it from the start")
+	}
+	return nil
+}

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/containerd/nri/pkg/api"
+
+	"sidegate/policy"
+)
+
+// pod is what is known of a pod sandbox. One request at a time changes it, with its
+// mutex held.
+type pod struct {
+	mu      sync.Mutex
+	id      string
+	name    string // namespace/name
+	sandbox *api.PodSandbox
+	request policy.PodRequest
+	netns   string // path of its network namespace; "" if that is the host's
+	managed bool   // it is, or has to be, closed
+	left    string // why it is left alone, whatever its containers are named
+	policy  string // that it is under; "" before it is closed
+	// containers are those that were told of and not removed.
+	containers map[string]*api.Container
+}
+
+// runs returns the containers that have a process, by their names.
+func (p *pod) runs() []*api.Container {
+	var list []*api.Container
+	for _, c := range p.containers {
+		if c.GetPid() > 0 && c.GetState() != api.ContainerState_CONTAINER_STOPPED {
+			list = append(list, c)
+		}
+	}
+	slices.SortFunc(list, func(a, b *api.Container) int { return strings.Compare(a.GetName(), b.GetName()) })
+	return list
+}
+
+// hasSidecar tells whether one of its containers is a sidecar by its name.
+func (p *pod) hasSidecar() bool {
+	for _, c := range p.containers {
+		if p.request.NamesSidecar(c.GetName()) {
+			return true
+		}
+	}
+	return false
+}
+
+// own returns what a container asks for by labels and annotations of its own. Those
+// that the runtime copied from the pod are the pod's.
+func (p *pod) own(c *api.Container) (policy.Request, error) {
+	keys := make(map[string]string)
+	for _, from := range []struct{ container, pod map[string]string }{
+		{c.GetLabels(), p.sandbox.GetLabels()}, {c.GetAnnotations(), p.sandbox.GetAnnotations()},
+	} {
+		for key, value := range from.container {
+			if of, has := from.pod[key]; !has || of != value {
+				keys[key] = value
+			}
+		}
+	}
+	maps.DeleteFunc(keys, func(key, _ string) bool {
+		return strings.HasPrefix(key, policy.KeyRoleOf) || strings.HasPrefix(key, policy.KeyWaitOf)
+	})
+	return policy.ParseRequest(keys)
+}
+
+// pods are those that the runtime told of and that were not removed since.
+type pods struct {
+	mu   sync.Mutex
+	byID map[string]*pod
+}
+
+func (p *pods) get(id string) *pod {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.byID[id]
+}
+
+func (p *pods) put(one *pod) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.byID[one.id] = one
+}
+
+func (p *pods) remove(id string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.byID, id)
+}
+
+// reset replaces all.
+func (p *pods) reset() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.byID = make(map[string]*pod)
+}
+
+// podName is the name of a pod for people, as kubectl writes it.
+func podName(s *api.PodSandbox) string {
+	name := cmp.Or(s.GetName(), s.GetId())
+	if s.GetNamespace() == "" {
+		return name
+	}
+	return s.GetNamespace() + "/" + name
+}
+
+// netnsOf returns the path of a pod's network namespace, "" if that is the host's.
+// Runtimes list the namespaces that they made; one without a path is the process's.
+func netnsOf(s *api.PodSandbox) string {
+	for _, ns := range s.GetLinux().GetNamespaces() {
+		if ns.GetType() != "network" {
+			continue
+		}
+		if ns.GetPath() != "" {
+			return ns.GetPath()
+		}
+		if pid := s.GetPid(); pid > 0 {
+			return fmt.Sprintf("/proc/%d/ns/net", pid)
+		}
+	}
+	return ""
+}
