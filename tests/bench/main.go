@@ -67,7 +67,7 @@ func main() {
 func parseFlags(args []string) (*env, error) {
 	e := &env{stdout: os.Stdout, stderr: os.Stderr}
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
-	only := fs.String("only", "", "make only measurements whose name matches this `regexp`: start, hook, guard, policy, rules, connect, download, packets")
+	only := fs.String("only", "", "make only measurements whose name matches this `regexp`: start, hook, guard, policy, rules, nri, connect, download, packets")
 	fs.BoolVar(&e.quick, "quick", false, "a fifth of the rounds")
 	fs.StringVar(&e.json, "json", "build/bench.json", "also write the result to this `file`; \"\" for none")
 	fs.StringVar(&e.bin, "bin", "bin", "`directory` of sidegate and sidegate-oci-hook")
@@ -107,6 +107,7 @@ var measurements = []measurement{
 	{name: "guard", alone: measureGuard},
 	{name: "policy", alone: measurePolicy},
 	{name: "rules", alone: measureRules},
+	{name: "nri", alone: measureNRI},
 	{name: "connect", pods: measureConnect},
 	{name: "download", pods: measureDownload},
 	{name: "packets", pods: measurePackets},

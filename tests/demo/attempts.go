@@ -7,8 +7,11 @@ import (
 	"time"
 )
 
-// logTime is how long a log may take to tell what has happened.
-const logTime = 2 * time.Second
+// Limits that only a failure reaches, far more than anything takes on a busy machine.
+const (
+	logTime     = 15 * time.Second // for a log to tell what has happened
+	attemptTime = 3 * time.Minute
+)
 
 // replyTime is how long a datagram's answer may take. All of the lab is on this machine.
 const replyTime = "300ms"

@@ -60,7 +60,7 @@ func proxied() []attempt {
 // otherSidecar takes a pod whose sidecar only asks, of both families, where its clients meant to go. HAProxy asks for IPv4 only.
 func otherSidecar(v6 bool) runFunc {
 	return func(ctx context.Context, s *scene) (_ finding, err error) {
-		pod, err := s.lab.NewPod(ctx, s.opts)
+		pod, err := s.newPod(ctx)
 		if err != nil {
 			return finding{}, err
 		}
@@ -157,7 +157,7 @@ func (s *scene) request(ctx context.Context, v6 bool) (finding, error) {
 	if told.Peer == r.Addr("local").String() {
 		return findingf(direct, "the app answered %s itself", told.Peer), nil
 	}
-	c, ok, err := s.carriedBy(func(c lab.Carried) bool { return c.Frontend == "inbound" && c.Client == r.Addr("local") })
+	c, ok, err := s.sidecar.WaitCarried(logTime, func(c lab.Carried) bool { return c.Frontend == "inbound" && c.Client == r.Addr("local") })
 	switch {
 	case err != nil || !ok:
 		return findingf(undecided, "the app answered %s, which the sidecar does not know", told.Peer), err
@@ -234,15 +234,17 @@ func unusualTCP() []attempt {
 	}
 	all = append(all, byFamily("TCP round the sidecar", forbidden, rewrite, func(v6 bool) runFunc { return ways(v6) })...)
 	all = append(all, byFamily("as UID 1337", forbidden, identity, func(v6 bool) runFunc { return ways(v6, "--uid", "1337") })...)
-	return append(all,
+	all = append(all,
 		attempt{"with SO_MARK 1337", forbidden, identity, ways(false, "--mark", "1337")},
 		attempt{"bound to the pod's address", forbidden, rewrite, fromPod(false)},
 		attempt{"bound to the pod's device", forbidden, rewrite, ways(false, "--bind-dev", "eth0")},
 		attempt{"connect, AF_UNSPEC, connect, IPv4", forbidden, rewrite, dissolved(false)},
 		attempt{"connect, AF_UNSPEC, connect, IPv6", forbidden, rewrite, dissolved(true)},
 		attempt{"MPTCP", forbidden, "sock_create: family and type by role", ways(false, "--proto", "mptcp")},
-		attempt{"SCTP", forbidden, "sock_create: family and type by role", ways(false, "--proto", "sctp")},
 	)
+	return append(all, byFamily("SCTP", forbidden, "sock_create: family and type by role", func(v6 bool) runFunc {
+		return func(ctx context.Context, s *scene) (finding, error) { return s.sctp(ctx, v6) }
+	})...)
 }
 
 // sidecarPorts is an app that wants to be the sidecar.

@@ -10,7 +10,11 @@ import (
 	"sidegate/tests/lab"
 )
 
-const protoTCP = 6
+// IP protocols.
+const (
+	protoTCP  = 6
+	protoSCTP = 132
+)
 
 // arrival decides what became of something that reached the outside from src. local is the address that the app's own socket had,
 // if known.
@@ -18,7 +22,7 @@ func (s *scene) arrival(src, local netip.AddrPort) (finding, *lab.Carried, error
 	if src == local {
 		return findingf(direct, "arrived from the app's own socket %s", src), nil, nil
 	}
-	c, ok, err := s.carriedBy(func(c lab.Carried) bool { return c.Source == src })
+	c, ok, err := s.sidecar.WaitCarried(logTime, func(c lab.Carried) bool { return c.Source == src })
 	if err != nil {
 		return finding{}, nil, err
 	}
@@ -44,7 +48,7 @@ func nowhere(r lab.Result) bool {
 // tcp lets the app connect to the outside's echo server with the prober's flags and decides by what the server saw.
 func (s *scene) tcp(ctx context.Context, v6 bool, flags ...string) (finding, *lab.Carried, lab.Result, error) {
 	nonce := newNonce()
-	before, err := s.synCount(v6)
+	before, err := s.begun(v6, protoTCP)
 	if err != nil {
 		return finding{}, nil, lab.Result{}, err
 	}
@@ -63,7 +67,7 @@ func (s *scene) tcp(ctx context.Context, v6 bool, flags ...string) (finding, *la
 			return f, c, r, err
 		}
 	}
-	after, err := s.synCount(v6)
+	after, err := s.begun(v6, protoTCP)
 	switch {
 	case err != nil:
 		return finding{}, nil, r, err
@@ -75,10 +79,27 @@ func (s *scene) tcp(ctx context.Context, v6 bool, flags ...string) (finding, *la
 	return refusal(r), nil, r, nil
 }
 
-// synCount is how many connections from the pod the outside has seen begin.
-func (s *scene) synCount(v6 bool) (int, error) {
+// begun is how many packets of a protocol the outside has seen from the pod; of TCP, only those that begin a connection.
+func (s *scene) begun(v6 bool, proto int) (int, error) {
 	counts, err := s.lab.Outside.Counts()
-	return counts[fmt.Sprintf("%s/%d", s.pod.Addr(v6), protoTCP)], err
+	return counts[fmt.Sprintf("%s/%d", s.pod.Addr(v6), proto)], err
+}
+
+// sctp is tcp for SCTP. The sidecar has none, so any packet that the outside sees went round it.
+func (s *scene) sctp(ctx context.Context, v6 bool) (finding, error) {
+	before, err := s.begun(v6, protoSCTP)
+	if err != nil {
+		return finding{}, err
+	}
+	f, err := s.appPacket(ctx, "tcp", "--proto", "sctp", "--to", s.lab.Outside.Echo(v6).String(), "--timeout", "1500ms")
+	if err != nil {
+		return finding{}, err
+	}
+	after, err := s.begun(v6, protoSCTP)
+	if f.Outcome != direct && after > before {
+		return findingf(direct, "%d packets of the handshake reached the outside (%s)", after-before, f.Detail), err
+	}
+	return f, err
 }
 
 // http lets the app get something from nginx and decides by nginx's log.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Command demo shows what Sidegate changes: it makes the same attempts in a pod without Sidegate and in a pod with it, with real
-// podman, runc, HAProxy and nginx, and judges each by what the outside saw.
+// podman or containerd, runc, HAProxy and nginx, and judges each by what the outside saw.
 //
 // It needs root and makes a machine of its own inside the machine (see package lab); nothing is left afterwards.
 package main
@@ -30,6 +30,8 @@ type env struct {
 	prober string
 	log    io.Writer
 	stdout io.Writer
+
+	containerd bool // instead of podman
 }
 
 func main() {
@@ -59,6 +61,7 @@ func parseFlags(args []string) (*env, error) {
 	fs := flag.NewFlagSet("demo", flag.ContinueOnError)
 	only := fs.String("only", "", "make only attempts whose name matches this `regexp`")
 	sides := fs.String("side", "both", "off, on or both")
+	runtime := fs.String("runtime", "podman", "podman, or containerd: CRI pods and the NRI plugin")
 	verbose := fs.Bool("v", false, "print each command")
 	fs.StringVar(&e.json, "json", "", "also write the result to this `file`")
 	fs.StringVar(&e.bin, "bin", "bin", "`directory` of sidegate and sidegate-oci-hook")
@@ -72,6 +75,9 @@ func parseFlags(args []string) (*env, error) {
 	var ok bool
 	if e.sides, ok = map[string][]side{"off": {off}, "on": {on}, "both": {off, on}}[*sides]; !ok {
 		return nil, fmt.Errorf("--side is off, on or both, not %q", *sides)
+	}
+	if e.containerd = *runtime == "containerd"; !e.containerd && *runtime != "podman" {
+		return nil, fmt.Errorf("--runtime is podman or containerd, not %q", *runtime)
 	}
 	var err error
 	if e.only, err = regexp.Compile(*only); err != nil {
@@ -94,7 +100,11 @@ func parseFlags(args []string) (*env, error) {
 // run makes the attempts on all sides and reports. It returns whether all that was decided passed.
 func run(ctx context.Context, e *env) (ok bool, err error) {
 	began := time.Now()
-	l, err := lab.New(ctx, lab.Options{Prober: e.prober, Log: e.log})
+	opts := lab.Options{Prober: e.prober, Log: e.log}
+	if e.containerd {
+		opts.Containerd = &lab.ContainerdOptions{}
+	}
+	l, err := lab.New(ctx, opts)
 	if err != nil {
 		return false, err
 	}

@@ -9,9 +9,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"sidegate/tests/lab"
@@ -39,19 +37,20 @@ spec:
 
 // runSide makes a fresh pod and all attempts in it, in order.
 func runSide(ctx context.Context, l *lab.Lab, e *env, s side, attempts []attempt) (findings []finding, err error) {
-	var opts lab.PodOptions
+	sc := &scene{lab: l}
 	if s == on {
-		if opts.HooksDir, err = install(l, e); err != nil {
+		end, err := sc.install(ctx, e)
+		if err != nil {
 			return nil, err
 		}
-		defer func() { err = errors.Join(err, uninstall(ctx, e)) }()
+		defer func() { err = errors.Join(err, end(), lab.Unload(ctx, filepath.Join(e.bin, "sidegate"))) }()
 	}
-	pod, err := l.NewPod(ctx, opts)
+	pod, err := sc.newPod(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, pod.Remove(ctx)) }()
-	sc := &scene{lab: l, pod: pod, opts: opts}
+	sc.pod = pod
 	if sc.sidecar, err = pod.StartSidecar(ctx, lab.ContainerOptions{
 		Annotations: sidecarAnnotations(),
 	}); err != nil {
@@ -60,12 +59,12 @@ func runSide(ctx context.Context, l *lab.Lab, e *env, s side, attempts []attempt
 	if sc.app, err = pod.StartApp(ctx, appOptions()); err != nil {
 		return nil, err
 	}
-	if sc.gateway, err = l.Podman.GatewayMAC(); err != nil {
+	if sc.gateway, err = l.GatewayMAC(); err != nil {
 		return nil, err
 	}
 	for _, a := range attempts {
 		began := time.Now()
-		actx, cancel := context.WithTimeout(ctx, time.Minute)
+		actx, cancel := context.WithTimeout(ctx, attemptTime)
 		f, err := a.run(actx, sc)
 		cancel()
 		if err != nil {
@@ -93,33 +92,34 @@ func appOptions() lab.ContainerOptions {
 	}
 }
 
-// install writes what an administrator would: the policy and the hooks.
-func install(l *lab.Lab, e *env) (hooksDir string, err error) {
-	hook := filepath.Join(e.bin, "sidegate-oci-hook")
-	if _, err := os.Stat(hook); err != nil {
-		return "", fmt.Errorf("%w: build it first (make)", err)
+// newPod makes a pod like that of the demo. Of podman it is the containers that say what they are, in Kubernetes their pod.
+func (s *scene) newPod(ctx context.Context) (*lab.Pod, error) {
+	if s.lab.Containerd == nil {
+		return s.lab.NewPod(ctx, s.opts)
 	}
-	policies, hooks := filepath.Join(l.Dir, "policies"), filepath.Join(l.Dir, "hooks")
-	if err := os.MkdirAll(policies, 0o755); err != nil {
-		return "", err
-	}
-	if err := os.WriteFile(filepath.Join(policies, "demo.yaml"), []byte(demoPolicy), 0o644); err != nil {
-		return "", err
-	}
-	return hooks, lab.WriteHooks(hooks, hook, []string{"SIDEGATE_POLICY_DIR=" + policies, "PATH=" + os.Getenv("PATH")})
+	return s.lab.Containerd.NewPod(ctx, lab.PodOptions{
+		Labels:      map[string]string{"sidegate/policy": "demo"},
+		Annotations: map[string]string{"sidegate/role.sidecar": "sidecar", "sidegate/wait.app": "30s"},
+	})
 }
 
-// uninstall takes Sidegate out of the kernel and checks that nothing of it stays.
-func uninstall(ctx context.Context, e *env) error {
-	out, err := exec.CommandContext(context.WithoutCancel(ctx), filepath.Join(e.bin, "sidegate"), "unload", "--force").CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("sidegate unload: %w: %s", err, strings.TrimSpace(string(out)))
+// install does what an administrator would: it writes the policy, and the hooks or the plugin's configuration, and starts the plugin.
+func (s *scene) install(ctx context.Context, e *env) (end func() error, err error) {
+	hook := filepath.Join(e.bin, "sidegate-oci-hook")
+	if _, err := os.Stat(hook); err != nil {
+		return nil, fmt.Errorf("%w: build it first (make)", err)
 	}
-	left, err := filepath.Glob("/sys/fs/bpf/sidegate/*")
-	if err == nil && len(left) > 0 {
-		err = fmt.Errorf("after sidegate unload there are pins: %s", strings.Join(left, " "))
+	if s.opts.HooksDir, err = lab.Install(s.lab.Dir, hook, map[string]string{"demo.yaml": demoPolicy}); err != nil {
+		return nil, err
 	}
-	return err
+	if s.lab.Containerd == nil {
+		return func() error { return nil }, nil
+	}
+	config := filepath.Join(s.lab.Dir, "nri.yaml")
+	if err := os.WriteFile(config, fmt.Appendf(nil, "hook: %s\npolicyDir: %s\n", hook, lab.PolicyDir(s.lab.Dir)), 0o644); err != nil {
+		return nil, err
+	}
+	return s.lab.Containerd.StartPlugin(ctx, filepath.Join(e.bin, "sidegate-nri"), "-config", config)
 }
 
 // newNonce marks what one attempt sends.
@@ -133,27 +133,4 @@ func (s *scene) outside(ctx context.Context, args ...string) (lab.Result, error)
 // podAddr returns an address of the pod with a port.
 func (s *scene) podAddr(v6 bool, port uint16) netip.AddrPort {
 	return netip.AddrPortFrom(s.pod.Addr(v6), port)
-}
-
-// carriedBy waits for the sidecar's word that it carried a connection that match finds; its log has it when the connection is over.
-func (s *scene) carriedBy(match func(lab.Carried) bool) (lab.Carried, bool, error) {
-	var found lab.Carried
-	errNone := errors.New("none")
-	err := lab.WaitFor(2*time.Second, "the sidecar's log", func() (bool, error) {
-		all, err := s.sidecar.Carried()
-		for _, c := range all {
-			if match(c) {
-				found = c
-				return true, nil
-			}
-		}
-		if err != nil {
-			err = errors.Join(errNone, err)
-		}
-		return false, err
-	})
-	if errors.Is(err, errNone) {
-		return lab.Carried{}, false, err
-	}
-	return found, err == nil, nil
 }

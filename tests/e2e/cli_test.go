@@ -415,7 +415,7 @@ func TestInstall(t *testing.T) {
 // podman passes over a hook whose binary is missing, which is why doctor looks.
 func TestMissingHookBinaryIsSkippedByPodman(t *testing.T) {
 	ctx := begin(t)
-	hooks, err := writeHooks(t.TempDir(), "/nowhere/sidegate-oci-hook", policies)
+	hooks, err := lab.Install(t.TempDir(), "/nowhere/sidegate-oci-hook", policies)
 	must(t, err)
 	p := newPod(ctx, t, hooks)
 	app, err := p.StartApp(ctx, lab.ContainerOptions{Annotations: appAnnotations()})

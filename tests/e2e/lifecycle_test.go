@@ -277,7 +277,7 @@ func TestPodWithoutItsLinksIsMadeWhole(t *testing.T) {
 	p.startApp()
 	p.wantEnforced(p.app)
 	p.wantServed()
-	gateway, err := world.Podman.GatewayMAC()
+	gateway, err := world.GatewayMAC()
 	must(t, err)
 	nonce := newNonce()
 	r := p.probe(p.app, "packet", "--to", world.Outside.Echo(false).String(), "--nonce", nonce, "--gw-mac", gateway)

@@ -79,44 +79,16 @@ func runTests(m *testing.M) (status int, err error) {
 		}
 	}()
 	world.Lab, world.bin = l, filepath.Join(l.Dir, "bin")
-	if err := build(world.bin); err != nil {
+	if err := lab.Build(world.bin); err != nil {
 		return 1, err
 	}
-	if world.hooks, err = writeHooks(filepath.Join(l.Dir, "installed"), hookBinary(), policies); err != nil {
+	if world.hooks, err = lab.Install(filepath.Join(l.Dir, "installed"), hookBinary(), policies); err != nil {
 		return 1, err
 	}
 	return m.Run(), nil
 }
 
-// build makes the binaries as make does.
-func build(dir string) error {
-	for name, pkg := range map[string]string{"sidegate": "sidegate/cmd/sidegate", "sidegate-oci-hook": "sidegate/oci-hook"} {
-		cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w -X main.version=e2e", "-o", filepath.Join(dir, name), pkg)
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("build %s: %w: %s", name, err, out)
-		}
-	}
-	return nil
-}
-
 func hookBinary() string { return filepath.Join(world.bin, "sidegate-oci-hook") }
-
-// writeHooks makes a directory of policies, and one of hooks that run binary
-// with them, below dir.
-func writeHooks(dir, binary string, files map[string]string) (hooks string, err error) {
-	policyDir := filepath.Join(dir, "policies")
-	if err := os.MkdirAll(policyDir, 0o755); err != nil {
-		return "", err
-	}
-	for name, text := range files {
-		if err := os.WriteFile(filepath.Join(policyDir, name), []byte(text), 0o644); err != nil {
-			return "", err
-		}
-	}
-	hooks = filepath.Join(dir, "hooks")
-	return hooks, lab.WriteHooks(hooks, binary, []string{"SIDEGATE_POLICY_DIR=" + policyDir, "PATH=" + os.Getenv("PATH")})
-}
 
 // sidegate runs the command and returns what it printed and its exit status.
 func sidegate(t testing.TB, args ...string) (stdout, stderr string, code int) {

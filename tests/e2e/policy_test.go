@@ -24,7 +24,7 @@ type policyPod struct {
 
 func newPolicyPod(ctx context.Context, t *testing.T) *policyPod {
 	t.Helper()
-	hooks, err := writeHooks(t.TempDir(), hookBinary(), policies)
+	hooks, err := lab.Install(t.TempDir(), hookBinary(), policies)
 	must(t, err)
 	p := &policyPod{pod: newPod(ctx, t, hooks), dir: filepath.Join(filepath.Dir(hooks), "policies"), before: policies["mesh.yaml"]}
 	p.file = filepath.Join(p.dir, "mesh.yaml")

@@ -317,7 +317,7 @@ func TestHookIsKilledUnderPodman(t *testing.T) {
 	ctx := begin(t)
 	binary, after := killer(t)
 	after(0)
-	hooks, err := writeHooks(t.TempDir(), binary, policies)
+	hooks, err := lab.Install(t.TempDir(), binary, policies)
 	must(t, err)
 	p := newPod(ctx, t, hooks)
 	p.startSidecar()

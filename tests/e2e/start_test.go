@@ -5,11 +5,14 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"sidegate/tests/lab"
 )
@@ -18,7 +21,7 @@ import (
 // own error says why and what to do.
 func TestStartFailsWithAMessage(t *testing.T) {
 	ctx := begin(t)
-	broken, err := writeHooks(t.TempDir(), hookBinary(), map[string]string{
+	broken, err := lab.Install(t.TempDir(), hookBinary(), map[string]string{
 		"bad.yaml": strings.ReplaceAll(policies["mesh.yaml"], "sidecarPorts:", "sidecarPort:"),
 	})
 	must(t, err)
@@ -57,7 +60,7 @@ func TestStartFailsWithAMessage(t *testing.T) {
 // start, unless the policy says that it may.
 func TestAdminCapabilities(t *testing.T) {
 	ctx := begin(t)
-	hooks, err := writeHooks(t.TempDir(), hookBinary(), map[string]string{
+	hooks, err := lab.Install(t.TempDir(), hookBinary(), map[string]string{
 		"mesh.yaml": strings.Replace(policies["mesh.yaml"], "adminCapabilities: allow", "adminCapabilities: deny", 1),
 	})
 	must(t, err)
@@ -76,6 +79,89 @@ func TestAdminCapabilities(t *testing.T) {
 	app, err := run("plain", lab.ContainerOptions{CapAdd: []string{"NET_RAW"}})
 	must(t, err)
 	p.wantEnforced(app)
+}
+
+// given starts a container in the pod whose descriptor 3 is f, and which uses that.
+func (p *pod) given(f *os.File, hooks, name string, annotations map[string]string, args ...string) (lab.Result, error) {
+	p.t.Helper()
+	all := p.runArgs("run", name, annotations, append([]string{"/bin/prober", "inherited"}, args...)...)
+	all = append([]string{all[0], "--rm", "--preserve-fds=1"}, all[1:]...)
+	if hooks != "" {
+		all = append([]string{"--hooks-dir", hooks}, all...)
+	}
+	out, err := world.Podman.RunWith(p.ctx, []*os.File{f}, all...)
+	if len(out) == 0 {
+		return lab.Result{}, err
+	}
+	return parseResult(p.t, string(out), ""), nil
+}
+
+// TestInheritedSockets: a descriptor that a container gets at its start is no way
+// round its sidecar.
+func TestInheritedSockets(t *testing.T) {
+	ctx := begin(t)
+	echo := world.Outside.Echo(false)
+	// Sockets of the node: a connection, and one that is none yet.
+	connection := func() *os.File {
+		t.Helper()
+		c, err := net.Dial("tcp4", echo.String())
+		must(t, err)
+		defer c.Close()
+		f, err := c.(*net.TCPConn).File()
+		must(t, err)
+		t.Cleanup(func() { f.Close() })
+		return f
+	}
+	unconnected := func() *os.File {
+		t.Helper()
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		must(t, err)
+		f := os.NewFile(uintptr(fd), "socket")
+		t.Cleanup(func() { f.Close() })
+		return f
+	}
+	ways := func(use func(name string, f *os.File, nonce string, args ...string)) {
+		nonce := newNonce()
+		use("connection", connection(), nonce, "--nonce", nonce)
+		nonce = newNonce()
+		use("socket", unconnected(), nonce, "--nonce", nonce, "--to", echo.String())
+	}
+	out := func(p *pod, hooks, who string, annotations map[string]string) {
+		t.Helper()
+		ways(func(name string, f *os.File, nonce string, args ...string) {
+			if r, err := p.given(f, hooks, who+"-"+name, annotations, args...); err != nil || !r.OK {
+				t.Errorf("%s with a %s: %s, %v", who, name, r, err)
+			}
+			wantSeen(t, nonce)
+		})
+	}
+	in := func(p *pod, who string, annotations map[string]string, words ...string) {
+		t.Helper()
+		ways(func(name string, f *os.File, nonce string, args ...string) {
+			_, err := p.given(f, world.hooks, who+"-"+name, annotations, args...)
+			wantMessage(t, err, append(words, "descriptor 3", "AF_INET, TCP", "--preserve-fds")...)
+			wantUnseen(t, nonce)
+		})
+	}
+	other := newPod(ctx, t, "")
+	out(other, "", "unmanaged", appAnnotations())
+
+	p := newMeshPod(ctx, t)
+	in(p, "app", appAnnotations(), "policy mesh")
+	in(p, "late", nil, "managed pod, without annotations")
+	out(p, world.hooks, "exempt", map[string]string{"sidegate/role": "none"})
+	// A descriptor that is none of a network is as it was.
+	null, err := os.Open(os.DevNull)
+	must(t, err)
+	defer null.Close()
+	if r, err := p.given(null, world.hooks, "null", appAnnotations()); err != nil || r.Errno != "ENOTSOCK" {
+		t.Errorf("with /dev/null: %s, %v", r, err)
+	}
+	p.wantEnforced(p.app)
+
+	// A sidecar that no rule binds may listen where its starter says.
+	fresh := newPod(ctx, t, world.hooks)
+	out(fresh, world.hooks, "sidecar", sidecarAnnotations())
 }
 
 // wantMessage fails the test unless podman's error has one line with "sidegate:"
@@ -265,7 +351,7 @@ func TestOthersAreUntouched(t *testing.T) {
 	other := newPod(ctx, t, world.hooks)
 	app, err := other.StartApp(ctx, powerful(nil))
 	must(t, err)
-	gateway, err := world.Podman.GatewayMAC()
+	gateway, err := world.GatewayMAC()
 	must(t, err)
 	attempts := func() map[string][]string {
 		all := map[string][]string{

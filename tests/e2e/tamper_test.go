@@ -482,7 +482,7 @@ func victim(t *testing.T) string {
 func TestTamperUnmanaged(t *testing.T) {
 	ctx := begin(t)
 	p := newTamperPod(ctx, t, "")
-	gateway, err := world.Podman.GatewayMAC()
+	gateway, err := world.GatewayMAC()
 	must(t, err)
 	p.wantCalls("unmanaged", gateway, true)
 	all := p.tamper(p.app, "--gw-mac", gateway, "--host-dev", victim(t), "--peer", fmt.Sprintf("127.0.0.1:%d", sidecarPort))
@@ -551,10 +551,10 @@ func ids(t testing.TB, prog *ebpf.Program, m *ebpf.Map, l link.Link) []string {
 // the number of each object, and gets nowhere that it may not go.
 func TestTamper(t *testing.T) {
 	ctx := begin(t)
-	hooks, err := writeHooks(t.TempDir(), hookBinary(), map[string]string{"tamper.yaml": tamperPolicy})
+	hooks, err := lab.Install(t.TempDir(), hookBinary(), map[string]string{"tamper.yaml": tamperPolicy})
 	must(t, err)
 	p := newTamperPod(ctx, t, hooks)
-	gateway, err := world.Podman.GatewayMAC()
+	gateway, err := world.GatewayMAC()
 	must(t, err)
 	p.wantCalls("before", gateway, false)
 	before := p.enforcement()
@@ -594,5 +594,67 @@ func TestTamper(t *testing.T) {
 				t.Errorf("without a device: %s: %s", c.name, r)
 			}
 		}
+	}
+}
+
+// strays tries to be the container at cgroup, which may send datagrams, and returns what of it was seen outside.
+func (p *pod) strays(c *lab.Container, cgroup string) (seen []string) {
+	p.t.Helper()
+	for _, how := range []string{"move", "below", "thread", "clone"} {
+		for _, attempt := range [][]string{tcp(newNonce()), udp(newNonce())} {
+			r := p.probe(c, append([]string{"stray", "--how", how, "--cgroup", filepath.Join(lab.HostCgroups, cgroup), "--"}, attempt...)...)
+			got := sightings(p.t, attempt[4])
+			p.t.Logf("%s: %s, %s: %s, seen %v", c.Name, how, attempt[0], r, got)
+			if r.OK || len(got) > 0 || r.Errno != "EPERM" {
+				seen = append(seen, how+" "+attempt[0])
+			}
+		}
+	}
+	return seen
+}
+
+// An app that can write the host's cgroup file system gets no other container's rights by it.
+func TestStrayInAnotherContainersCgroup(t *testing.T) {
+	ctx := begin(t)
+	p := newPod(ctx, t, world.hooks)
+	var err error
+	p.sidecar, err = p.Run(ctx, "sidecar", lab.AppImage, lab.ContainerOptions{
+		Annotations: sidecarAnnotations(), Args: []string{"/bin/prober", "serve", "--on", fmt.Sprintf("127.0.0.1:%d", lab.OutboundPort)},
+	})
+	must(t, err)
+	must(t, p.sidecar.WaitListening(ctx, lab.OutboundPort))
+	opts := lab.ContainerOptions{Annotations: appAnnotations(), HostCgroups: true}
+	p.app, err = p.StartApp(ctx, opts)
+	must(t, err)
+	sidecar, ok := find(t, id(ctx, t, p.sidecar))
+	if !ok {
+		t.Fatal("the sidecar is not registered")
+	}
+	if seen := p.strays(p.app, sidecar.Cgroup); len(seen) > 0 {
+		t.Errorf("in the sidecar's cgroup the app gets out: %s", seen)
+	}
+	opts.Annotations, opts.Args = nil, []string{"/bin/sleep", "60"}
+	late, err := p.Run(ctx, "late", lab.AppImage, opts)
+	must(t, err)
+	app, ok := find(t, id(ctx, t, p.app))
+	if !ok {
+		t.Fatal("the app is not registered")
+	}
+	for _, c := range []string{app.Cgroup, sidecar.Cgroup} {
+		if seen := p.strays(late, c); len(seen) > 0 {
+			t.Errorf("in %s a container without annotations gets out: %s", c, seen)
+		}
+	}
+	if c, _ := find(t, id(ctx, t, p.sidecar)); c.Drops["stranger"] < 16 {
+		t.Errorf("drops in the sidecar's cgroup are %v", c.Drops)
+	}
+	// What podman exec starts is the container.
+	p.wantDirect(p.sidecar, tcp(newNonce()))
+	p.wantDirect(p.sidecar, udp(newNonce()))
+	if r := p.probe(p.app, udp(newNonce())...); r.Errno != "EPERM" {
+		t.Errorf("%s: %s", p.app.Name, r)
+	}
+	if r := p.probe(p.app, "http", "--to", world.Outside.HTTP(false).String(), "--timeout", "1s"); !strings.Contains(r.Text("body"), "hello from the app") {
+		t.Errorf("%s: the sidecar does not answer: %s", p.app.Name, r)
 	}
 }

@@ -24,22 +24,35 @@ type daemon struct {
 
 // startDaemon starts a command with its output in a file of dir.
 func startDaemon(dir, name string, argv ...string) (*daemon, error) {
-	d := &daemon{name: name, logPath: filepath.Join(dir, name+".log"), ended: make(chan struct{})}
-	log, err := os.Create(d.logPath)
-	if err != nil {
+	d := newDaemon(dir, name, argv...)
+	if err := d.start(); err != nil {
 		return nil, err
 	}
-	defer log.Close()
+	return d, nil
+}
+
+// newDaemon is startDaemon without the start.
+func newDaemon(dir, name string, argv ...string) *daemon {
+	d := &daemon{name: name, logPath: filepath.Join(dir, name+".log"), ended: make(chan struct{})}
 	d.cmd = exec.Command(argv[0], argv[1:]...)
+	return d
+}
+
+func (d *daemon) start() error {
+	log, err := os.Create(d.logPath)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
 	d.cmd.Stdout, d.cmd.Stderr = log, log
 	if err := d.cmd.Start(); err != nil {
-		return nil, fmt.Errorf("start %s: %w", name, err)
+		return fmt.Errorf("start %s: %w", d.name, err)
 	}
 	go func() {
 		d.err = d.cmd.Wait()
 		close(d.ended)
 	}()
-	return d, nil
+	return nil
 }
 
 // alive returns an error with the end of its output if the daemon has ended.

@@ -3,10 +3,46 @@
 package lab
 
 import (
+	"context"
 	"encoding/json"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 )
+
+// Install writes below dir what an administrator would: a directory of policies (by file name), and one of hooks that run binary with
+// them, which it returns. The environment of the hooks knows where programs are.
+func Install(dir, binary string, policies map[string]string) (hooks string, err error) {
+	policyDir := PolicyDir(dir)
+	if err := os.MkdirAll(policyDir, 0o755); err != nil {
+		return "", err
+	}
+	for name, text := range policies {
+		if err := os.WriteFile(filepath.Join(policyDir, name), []byte(text), 0o644); err != nil {
+			return "", err
+		}
+	}
+	hooks = filepath.Join(dir, "hooks")
+	return hooks, WriteHooks(hooks, binary, []string{"SIDEGATE_POLICY_DIR=" + policyDir, "PATH=" + os.Getenv("PATH")})
+}
+
+// PolicyDir is where Install writes the policies.
+func PolicyDir(dir string) string { return filepath.Join(dir, "policies") }
+
+// Unload lets the operator's command take Sidegate out of the kernel, and checks that nothing of it stays.
+func Unload(ctx context.Context, command string) error {
+	out, err := exec.CommandContext(context.WithoutCancel(ctx), command, "unload", "--force").CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("sidegate unload: %w: %s", err, strings.TrimSpace(string(out)))
+	}
+	left, err := filepath.Glob("/sys/fs/bpf/sidegate/*")
+	if err == nil && len(left) > 0 {
+		err = fmt.Errorf("after sidegate unload there are pins: %s", strings.Join(left, " "))
+	}
+	return err
+}
 
 // WriteHooks fills dir with hooks.d files that run binary at createRuntime and at poststop of every container. Its whole environment is
 // what the files in contrib/oci-hooks.d give it, and env ("KEY=VALUE").

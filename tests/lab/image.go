@@ -15,6 +15,7 @@ import (
 type image struct {
 	entries []imageEntry
 	dirs    map[string]bool
+	command []string // the default one; podman's import has none
 }
 
 type imageEntry struct {
@@ -97,8 +98,8 @@ func (e *imageEntry) write(tw *tar.Writer) error {
 func appImage(prober string) (*image, error) {
 	i := &image{}
 	busybox := "/bin/busybox"
-	if needed, err := neededBy(busybox); err != nil || len(needed) > 0 {
-		return nil, fmt.Errorf("%s is not static (install busybox-static): %w", busybox, err)
+	if err := wantStatic(busybox, "busybox-static"); err != nil {
+		return nil, err
 	}
 	i.file("/bin/busybox", busybox)
 	for _, applet := range []string{"sh", "cat", "ls", "ip", "ps", "sleep", "true", "env", "mount"} {
@@ -108,6 +109,29 @@ func appImage(prober string) (*image, error) {
 	i.text("/etc/passwd", "root:x:0:0:root:/:/bin/sh\nproxy:x:1337:1337::/:/bin/sh\n")
 	i.dir("/tmp", 0o1777)
 	return i, nil
+}
+
+// pauseImage has what podman makes its infra containers from: it waits, and reaps the orphans of a pod with one PID namespace.
+func pauseImage() (*image, error) {
+	const program = "/usr/bin/catatonit"
+	if err := wantStatic(program, "catatonit"); err != nil {
+		return nil, err
+	}
+	i := &image{command: []string{program, "-P"}}
+	i.file(program, program)
+	return i, nil
+}
+
+// wantStatic returns nil if program, of a Debian package, needs no libraries.
+func wantStatic(program, pkg string) error {
+	needed, err := neededBy(program)
+	if err != nil {
+		return fmt.Errorf("%w (install %s)", err, pkg)
+	}
+	if len(needed) > 0 {
+		return fmt.Errorf("%s is not static (install %s)", program, pkg)
+	}
+	return nil
 }
 
 // haproxyImage has Debian's HAProxy and the libraries that it needs.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -29,6 +30,7 @@ var (
 const (
 	HTTPPort = 80
 	EchoPort = 7
+	DNSPort  = 53
 )
 
 // Options configures a Lab.
@@ -37,15 +39,19 @@ type Options struct {
 	Prober string
 	// Log, if set, gets each command that the lab runs.
 	Log io.Writer
+	// Containerd, if set, makes the lab have a containerd instead of podman.
+	Containerd *ContainerdOptions
 }
 
-// A Lab is an outside and a podman in a node. Its methods may be used by several goroutines, but there can only be one lab open at a
+// A Lab is an outside and a container runtime in a node. Its methods may be used by several goroutines, but there can only be one lab open at a
 // time in a node.
 type Lab struct {
 	Dir     string   // temporary directory
 	Prober  string   // static prober binary
 	Outside *Outside // the world
-	Podman  *Podman  // the container runtime
+	// The container runtime: one of the two.
+	Podman     *Podman
+	Containerd *Containerd
 
 	log      io.Writer
 	logMu    sync.Mutex
@@ -68,14 +74,14 @@ func New(ctx context.Context, opts Options) (*Lab, error) {
 		return nil, err
 	}
 	l := &Lab{Dir: dir, Prober: opts.Prober, log: opts.Log}
-	if err := l.build(ctx, current); err != nil {
+	if err := l.build(ctx, current, opts); err != nil {
 		return nil, errors.Join(err, l.teardown())
 	}
 	openLab = l
 	return l, nil
 }
 
-func (l *Lab) build(ctx context.Context, n *Node) (err error) {
+func (l *Lab) build(ctx context.Context, n *Node, opts Options) (err error) {
 	if l.Prober == "" {
 		if l.Prober, err = buildProber(ctx, l.Dir); err != nil {
 			return err
@@ -84,10 +90,35 @@ func (l *Lab) build(ctx context.Context, n *Node) (err error) {
 	if l.Outside, err = newOutside(ctx, l); err != nil {
 		return fmt.Errorf("outside: %w", err)
 	}
+	if opts.Containerd != nil {
+		if l.Containerd, err = newContainerd(ctx, l, n, *opts.Containerd); err != nil {
+			return fmt.Errorf("containerd: %w", err)
+		}
+		return nil
+	}
 	if l.Podman, err = newPodman(ctx, l, n); err != nil {
 		return fmt.Errorf("podman: %w", err)
 	}
 	return nil
+}
+
+// PodBridge returns the device in the node to which the pods are linked. It exists while a pod does.
+func (l *Lab) PodBridge() string {
+	if l.Containerd != nil {
+		return cniBridge
+	}
+	return l.Podman.Bridge()
+}
+
+// GatewayMAC returns the hardware address of the pods' next hop.
+func (l *Lab) GatewayMAC() (string, error) { return hardwareAddr(l.PodBridge()) }
+
+func hardwareAddr(device string) (string, error) {
+	ifi, err := net.InterfaceByName(device)
+	if err != nil {
+		return "", fmt.Errorf("device %s: %w", device, err)
+	}
+	return ifi.HardwareAddr.String(), nil
 }
 
 // Close removes all that the lab made. Calling it again returns the same error.
@@ -107,6 +138,9 @@ func (l *Lab) teardown() error {
 	var errs []error
 	if l.Podman != nil {
 		errs = append(errs, l.Podman.close())
+	}
+	if l.Containerd != nil {
+		errs = append(errs, l.Containerd.close())
 	}
 	if l.Outside != nil {
 		errs = append(errs, l.Outside.close())

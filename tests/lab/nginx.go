@@ -16,7 +16,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"time"
 )
 
 // What nginx serves.
@@ -107,7 +106,7 @@ var FileSHA256 = sync.OnceValue(func() string {
 
 // ready waits until nginx answers.
 func (n *nginx) ready(ctx context.Context, o *Outside) error {
-	return WaitFor(5*time.Second, "nginx", func() (bool, error) {
+	return WaitFor(Patience, "nginx", func() (bool, error) {
 		if err := n.alive(); err != nil {
 			return false, err
 		}

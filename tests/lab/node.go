@@ -110,6 +110,9 @@ func (n *Node) setup() error {
 		// Nothing waits for duplicate address detection.
 		"net.ipv6.conf.all.accept_dad":     "0",
 		"net.ipv6.conf.default.accept_dad": "0",
+		// It forwards packets that choose their way.
+		"net.ipv4.conf.all.accept_source_route":     "1",
+		"net.ipv4.conf.default.accept_source_route": "1",
 	} {
 		if err := setSysctl(name, value); err != nil {
 			return err

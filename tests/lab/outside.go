@@ -3,9 +3,7 @@
 package lab
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -13,8 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -23,9 +19,9 @@ const outsideNetns = "/run/netns/outside"
 
 // Outside is a network namespace with servers, one hop away from the node.
 type Outside struct {
+	*Sink
 	lab   *Lab
 	nginx *nginx
-	sink  *daemon
 }
 
 // newOutside makes the namespace, its link to the node, and its servers.
@@ -38,18 +34,7 @@ func newOutside(ctx context.Context, l *Lab) (*Outside, error) {
 	if o.nginx, err = startNginx(l, filepath.Join(l.Dir, "nginx")); err != nil {
 		return nil, errors.Join(err, o.close())
 	}
-	if o.sink, err = startDaemon(l.Dir, "sink", "nsenter", "--net="+outsideNetns, "--", l.Prober, "sink",
-		"--port", fmt.Sprint(EchoPort), "--dev", "eth0", "--control", o.control()); err != nil {
-		return nil, errors.Join(err, o.close())
-	}
-	err = WaitFor(5*time.Second, "the sink", func() (bool, error) {
-		if err := o.sink.alive(); err != nil {
-			return false, err
-		}
-		_, err := os.Stat(o.control())
-		return err == nil, nil
-	})
-	if err == nil {
+	if o.Sink, err = startSink(l, "sink", outsideNetns, "eth0", EchoPort, DNSPort); err == nil {
 		err = o.nginx.ready(ctx, o)
 	}
 	if err != nil {
@@ -57,8 +42,6 @@ func newOutside(ctx context.Context, l *Lab) (*Outside, error) {
 	}
 	return o, nil
 }
-
-func (o *Outside) control() string { return filepath.Join(o.lab.Dir, "sink.sock") }
 
 // link makes the namespace and the veth pair. Neighbours are static and no address waits for duplicate detection.
 func (o *Outside) link() error {
@@ -81,6 +64,9 @@ func (o *Outside) link() error {
 			"net.ipv6.conf.eth0.accept_dad":    "0",
 			// TCP Fast Open for any listener.
 			"net.ipv4.tcp_fastopen": "1027",
+			// As open as a host can be: it takes packets that choose their way.
+			"net.ipv4.conf.all.accept_source_route":  "1",
+			"net.ipv4.conf.eth0.accept_source_route": "1",
 		} {
 			if err := setSysctl(name, value); err != nil {
 				return err
@@ -108,8 +94,8 @@ func (o *Outside) close() error {
 	if o.nginx != nil {
 		errs = append(errs, o.nginx.daemon.stop())
 	}
-	if o.sink != nil {
-		errs = append(errs, o.sink.stop())
+	if o.Sink != nil {
+		errs = append(errs, o.Sink.Close())
 	}
 	// The link first: a namespace is taken down some time after its name.
 	if _, err := net.InterfaceByName("out0"); err == nil {
@@ -127,6 +113,9 @@ func (o *Outside) HTTP(v6 bool) netip.AddrPort { return netip.AddrPortFrom(o.Add
 // Echo returns the TCP and UDP echo servers' address in the family of v6.
 func (o *Outside) Echo(v6 bool) netip.AddrPort { return netip.AddrPortFrom(o.Addr(v6), EchoPort) }
 
+// DNS returns the address of more echo servers, where a name server would be, in the family of v6.
+func (o *Outside) DNS(v6 bool) netip.AddrPort { return netip.AddrPortFrom(o.Addr(v6), DNSPort) }
+
 // Addr returns the outside's address in the family of v6.
 func (o *Outside) Addr(v6 bool) netip.Addr {
 	if v6 {
@@ -135,67 +124,34 @@ func (o *Outside) Addr(v6 bool) netip.Addr {
 	return OutsideV4
 }
 
+// StartProbe starts a prober in the outside's namespace that prints several results.
+func (o *Outside) StartProbe(ctx context.Context, args ...string) (*Probing, error) {
+	return startProbing(o.lab, o.command(ctx, append([]string{o.lab.Prober}, args...)...))
+}
+
+// Deaf lets the outside hear nothing of what comes by TCP from a port of addr, until the returned function is called.
+func (o *Outside) Deaf(ctx context.Context, addr netip.Addr, port uint16) (hear func() error, err error) {
+	rule := func(ctx context.Context, how string) error {
+		out, err := o.command(ctx, "iptables", "-w", "5", how, "INPUT", "-s", addr.String(), "-p", "tcp", "--sport", fmt.Sprint(port), "-j", "DROP").CombinedOutput()
+		if err != nil {
+			err = fmt.Errorf("iptables: %w: %s", err, out)
+		}
+		return err
+	}
+	return func() error { return rule(context.WithoutCancel(ctx), "-D") }, rule(ctx, "-I")
+}
+
+// command is one in the outside's namespace.
+func (o *Outside) command(ctx context.Context, args ...string) *exec.Cmd {
+	return exec.CommandContext(ctx, "nsenter", append([]string{"--net=" + outsideNetns, "--"}, args...)...)
+}
+
 // Requests returns the entries of nginx's access log whose request contains nonce.
 func (o *Outside) Requests(nonce string) ([]Request, error) { return o.nginx.requests(nonce) }
 
 // Probe runs the prober in the outside's namespace.
 func (o *Outside) Probe(ctx context.Context, args ...string) (Result, error) {
-	return probe(ctx, o.lab, exec.CommandContext(ctx, "nsenter", append([]string{"--net=" + outsideNetns, "--", o.lab.Prober}, args...)...))
-}
-
-// A Sighting is something that the outside saw.
-type Sighting struct {
-	How   string         `json:"how"`   // "tcp" for a connection that the echo server accepted, "packet" for a packet on the wire
-	Proto int            `json:"proto"` // IP protocol
-	Src   netip.AddrPort `json:"-"`     // port 0 for packets
-	MPTCP bool           `json:"mptcp"`
-}
-
-// Seen returns what carried nonce to the outside: packets that start something, and connections to the TCP echo server.
-func (o *Outside) Seen(nonce string) ([]Sighting, error) {
-	var raw []struct {
-		Sighting
-		Src string `json:"src"`
-	}
-	if err := o.ask("find "+nonce, &raw); err != nil {
-		return nil, err
-	}
-	seen := make([]Sighting, 0, len(raw))
-	for _, r := range raw {
-		s := r.Sighting
-		if ap, err := netip.ParseAddrPort(r.Src); err == nil {
-			s.Src = ap
-		} else if addr, err := netip.ParseAddr(r.Src); err == nil {
-			s.Src = netip.AddrPortFrom(addr, 0)
-		} else {
-			return nil, fmt.Errorf("sink: source %q", r.Src)
-		}
-		seen = append(seen, s)
-	}
-	return seen, nil
-}
-
-// Counts returns how many things of each kind reached the outside, by "source address/IP protocol".
-func (o *Outside) Counts() (map[string]int, error) {
-	counts := map[string]int{}
-	return counts, o.ask("counts", &counts)
-}
-
-// ask sends one request to the sink.
-func (o *Outside) ask(request string, answer any) error {
-	c, err := net.DialTimeout("unix", o.control(), 2*time.Second)
-	if err != nil {
-		return errors.Join(fmt.Errorf("sink: %w", err), o.sink.alive())
-	}
-	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(5 * time.Second))
-	if _, err := fmt.Fprintln(c, request); err != nil {
-		return fmt.Errorf("sink: %w", err)
-	}
-	if err := json.NewDecoder(bufio.NewReader(c)).Decode(answer); err != nil {
-		return fmt.Errorf("sink: answer to %q: %w", strings.Fields(request)[0], err)
-	}
-	return nil
+	return probe(ctx, o.lab, o.command(ctx, append([]string{o.lab.Prober}, args...)...))
 }
 
 // inNetns runs f on a thread that is in the network namespace at path. What f starts is in there as well.

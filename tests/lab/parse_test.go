@@ -5,8 +5,10 @@ package lab
 import (
 	"archive/tar"
 	"bytes"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/netip"
 	"os"
@@ -172,5 +174,41 @@ func TestWaitFor(t *testing.T) {
 	}
 	if err := WaitFor(time.Hour, "error", func() (bool, error) { return false, io.ErrUnexpectedEOF }); !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Error(err)
+	}
+}
+
+func TestWriteArchive(t *testing.T) {
+	i := &image{command: []string{"/program"}}
+	i.text("/program", "contents")
+	file := filepath.Join(t.TempDir(), "images.tar")
+	if err := writeArchive(file, map[string]*image{"localhost/a:latest": i}); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	parts := map[string][]byte{}
+	for tr := tar.NewReader(f); ; {
+		h, err := tr.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if parts[h.Name], err = io.ReadAll(tr); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, want := string(parts["manifest.json"]), `[{"Config":"0.json","RepoTags":["localhost/a:latest"],"Layers":["0.tar"]}]`; got != want {
+		t.Errorf("manifest %s", got)
+	}
+	if sum := fmt.Sprintf(`"diff_ids":["sha256:%x"]`, sha256.Sum256(parts["0.tar"])); !strings.Contains(string(parts["0.json"]), sum) {
+		t.Errorf("configuration %s has no %s", parts["0.json"], sum)
+	}
+	if left, err := os.ReadDir(filepath.Dir(file)); err != nil || len(left) != 1 {
+		t.Errorf("files are left: %v, %v", left, err)
 	}
 }

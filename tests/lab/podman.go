@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -48,6 +47,8 @@ pids_limit = 0
 default_ulimits = ["nofile=1024:4096", "nproc=4096:4096"]
 log_driver = "k8s-file"
 default_sysctls = ["net.ipv4.ping_group_range=0 0"]
+# As podman ships them: its built-in ones have NET_RAW too.
+default_capabilities = ["CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "NET_BIND_SERVICE", "SETFCAP", "SETGID", "SETPCAP", "SETUID", "SYS_CHROOT"]
 
 [engine]
 runtime = "runc"
@@ -102,7 +103,6 @@ func (p *Podman) configure() error {
 	for name, text := range map[string]string{
 		"containers.conf": fmt.Sprintf(containersConf, p.dir),
 		"storage.conf":    fmt.Sprintf(storageConf, p.dir, p.runDir),
-		"haproxy.cfg":     HAProxyConfig,
 	} {
 		if err := os.WriteFile(filepath.Join(p.dir, name), []byte(text), 0o644); err != nil {
 			return err
@@ -139,13 +139,18 @@ func (p *Podman) network(ctx context.Context) error {
 	return nil
 }
 
-// GatewayMAC returns the hardware address of the pods' next hop. The bridge exists while a pod does.
-func (p *Podman) GatewayMAC() (string, error) {
-	ifi, err := net.InterfaceByName(p.bridge)
-	if err != nil {
-		return "", err
+// Bridge returns the network's device in the node. It exists while a pod does.
+func (p *Podman) Bridge() string { return p.bridge }
+
+// fixBridge gives the bridge, which comes and goes with pods, an address to keep. By itself it takes the lowest of its ports', and when
+// that changes, pods go on sending to the old one until they ask again.
+func (p *Podman) fixBridge() error {
+	const address = "02:53:47:00:00:02"
+	mac, err := hardwareAddr(p.bridge)
+	if err != nil || mac == address {
+		return err
 	}
-	return ifi.HardwareAddr.String(), nil
+	return ip("link set dev " + p.bridge + " address " + address)
 }
 
 // importImage imports an image through a pipe.
@@ -155,7 +160,7 @@ func (p *Podman) importImage(ctx context.Context, name string, i *image) error {
 	defer r.Close()
 	cmd := p.command(ctx, "import", "--quiet", "-", name)
 	cmd.Stdin = r
-	_, err := p.run(cmd)
+	_, err := p.output(cmd)
 	return err
 }
 
@@ -184,10 +189,17 @@ func (p *Podman) podman(ctx context.Context, args ...string) *exec.Cmd {
 
 // Run runs podman and returns its standard output. Its standard error is in the error.
 func (p *Podman) Run(ctx context.Context, args ...string) ([]byte, error) {
-	return p.run(p.command(ctx, args...))
+	return p.output(p.command(ctx, args...))
 }
 
-func (p *Podman) run(cmd *exec.Cmd) ([]byte, error) {
+// RunWith is Run with files as podman's descriptors from 3 on, for its --preserve-fds.
+func (p *Podman) RunWith(ctx context.Context, files []*os.File, args ...string) ([]byte, error) {
+	cmd := p.command(ctx, args...)
+	cmd.ExtraFiles = files
+	return p.output(cmd)
+}
+
+func (p *Podman) output(cmd *exec.Cmd) ([]byte, error) {
 	p.using.RLock()
 	defer p.using.RUnlock()
 	if p.closed {
@@ -196,7 +208,7 @@ func (p *Podman) run(cmd *exec.Cmd) ([]byte, error) {
 	return p.runAnyway(cmd)
 }
 
-// runAnyway is run without asking whether the lab is open.
+// runAnyway is output without asking whether the lab is open.
 func (p *Podman) runAnyway(cmd *exec.Cmd) ([]byte, error) {
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
@@ -217,7 +229,7 @@ func (p *Podman) close() error {
 	p.using.Lock()
 	p.closed = true
 	p.using.Unlock()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 4*Patience)
 	defer cancel()
 	var errs []error
 	for _, args := range [][]string{
@@ -228,7 +240,7 @@ func (p *Podman) close() error {
 		_, err := p.runAnyway(p.podman(ctx, args...))
 		errs = append(errs, err)
 	}
-	errs = append(errs, killCgroup(p.path, 5*time.Second), removeCgroups(p.path))
+	errs = append(errs, killCgroup(p.path), removeCgroups(p.path))
 	for _, rule := range [][]string{{"iptables", "-s", PodsV4.String()}, {"ip6tables", "-s", PodsV6.String()}} {
 		args := append([]string{"-w", "5", "-t", "nat", "-D", "POSTROUTING"}, append(rule[1:], "-j", "ACCEPT")...)
 		_ = exec.Command(rule[0], args...).Run() // the node's own table: it goes away with the node

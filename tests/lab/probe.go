@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os/exec"
 	"strings"
@@ -45,6 +46,11 @@ func (r Result) Addr(field string) netip.AddrPort {
 	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
 }
 
+// Probe runs the prober in the node.
+func (l *Lab) Probe(ctx context.Context, args ...string) (Result, error) {
+	return probe(ctx, l, exec.CommandContext(ctx, l.Prober, args...))
+}
+
 // probe runs a command that ends in the prober. A failed attempt is a Result; an error means that there was no attempt.
 func probe(ctx context.Context, l *Lab, cmd *exec.Cmd) (Result, error) {
 	var stdout, stderr bytes.Buffer
@@ -71,6 +77,7 @@ func lastResult(out []byte) (Result, error) {
 // A Probing is a prober that runs and prints results as it goes, as "prober listen" does.
 type Probing struct {
 	cmd    *exec.Cmd
+	stdin  io.WriteCloser
 	lines  *bufio.Scanner
 	stderr bytes.Buffer
 	log    func(string, ...any)
@@ -79,11 +86,16 @@ type Probing struct {
 func startProbing(l *Lab, cmd *exec.Cmd) (*Probing, error) {
 	p := &Probing{cmd: cmd, log: l.logf}
 	cmd.Stderr = &p.stderr
+	var err error
+	if p.stdin, err = cmd.StdinPipe(); err != nil {
+		return nil, err
+	}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		return nil, err
 	}
 	p.lines = bufio.NewScanner(out)
+	p.lines.Buffer(nil, 1<<20)
 	l.logf("start %s", strings.Join(cmd.Args, " "))
 	return p, cmd.Start()
 }
@@ -98,9 +110,17 @@ func (p *Probing) Next() (Result, error) {
 	return lastResult(p.lines.Bytes())
 }
 
+// End closes its standard input, for which some of the prober's commands wait.
+func (p *Probing) End() error { return p.stdin.Close() }
+
 // Wait reads all that is left and waits for the end.
 func (p *Probing) Wait() error {
 	for p.lines.Scan() {
 	}
 	return p.cmd.Wait()
+}
+
+// StartProbe starts a prober in the node that prints several results.
+func (l *Lab) StartProbe(ctx context.Context, args ...string) (*Probing, error) {
+	return startProbing(l, exec.CommandContext(ctx, l.Prober, args...))
 }

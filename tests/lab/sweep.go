@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -27,11 +26,11 @@ func (n *Node) sweep() error {
 
 // killAll kills what runs in the node's cgroup, and waits until nothing does.
 func (n *Node) killAll() error {
-	return killCgroup(n.cgroupPath(), 10*time.Second)
+	return killCgroup(n.cgroupPath())
 }
 
 // killCgroup kills every process in the cgroup at path and below, and waits until there is none. A missing cgroup is fine.
-func killCgroup(path string, limit time.Duration) error {
+func killCgroup(path string) error {
 	err := os.WriteFile(filepath.Join(path, "cgroup.kill"), []byte("1"), 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		if _, serr := os.Stat(path); errors.Is(serr, fs.ErrNotExist) {
@@ -42,7 +41,7 @@ func killCgroup(path string, limit time.Duration) error {
 	if err != nil {
 		return fmt.Errorf("kill cgroup: %w", err)
 	}
-	return WaitFor(limit, "an empty cgroup "+path, func() (bool, error) {
+	return WaitFor(Patience, "an empty cgroup "+path, func() (bool, error) {
 		reapOrphans()
 		b, err := os.ReadFile(filepath.Join(path, "cgroup.events"))
 		return strings.Contains(string(b), "populated 0"), err
@@ -95,7 +94,7 @@ func removeCgroups(path string) error {
 	})
 	for i := len(dirs) - 1; i >= 0; i-- {
 		// An emptied cgroup can be busy for a moment still.
-		err = errors.Join(err, WaitFor(5*time.Second, "removal of "+dirs[i], func() (bool, error) {
+		err = errors.Join(err, WaitFor(Patience, "removal of "+dirs[i], func() (bool, error) {
 			rerr := unix.Rmdir(dirs[i])
 			if rerr == unix.EBUSY {
 				return false, nil

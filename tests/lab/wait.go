@@ -7,6 +7,10 @@ import (
 	"time"
 )
 
+// Patience is the limit of what has to come. It is far more than anything takes, also in an emulated machine on a busy one: only a
+// failure takes so long.
+const Patience = 30 * time.Second
+
 // WaitFor polls cond until it is true, returns an error, or limit has passed. what says what is waited for.
 func WaitFor(limit time.Duration, what string, cond func() (bool, error)) error {
 	deadline := time.Now().Add(limit)

@@ -10,24 +10,26 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// captureFilter passes all IP packets but TCP ones without SYN: what starts something, and not the bulk of a download. It keeps 512
-// bytes of each.
+// captureFilter passes all IP packets but TCP ones without SYN: what starts something, and not the bulk of a download. Of these it passes
+// what goes to port 9, on which nobody listens. It keeps 512 bytes of each.
 var captureFilter = []unix.SockFilter{
 	{Code: unix.BPF_LD | unix.BPF_H | unix.BPF_ABS, K: 12},
-	{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.ETH_P_IPV6, Jt: 6, Jf: 0},
-	{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.ETH_P_IP, Jt: 0, Jf: 10},
-	// IPv4
+	{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.ETH_P_IPV6, Jt: 5, Jf: 0},
+	{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.ETH_P_IP, Jt: 0, Jf: 12},
+	// IPv4: X is where TCP begins
 	{Code: unix.BPF_LD | unix.BPF_B | unix.BPF_ABS, K: 14 + 9},
-	{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.IPPROTO_TCP, Jt: 0, Jf: 7},
+	{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.IPPROTO_TCP, Jt: 0, Jf: 9},
 	{Code: unix.BPF_LDX | unix.BPF_B | unix.BPF_MSH, K: 14},
-	{Code: unix.BPF_LD | unix.BPF_B | unix.BPF_IND, K: 14 + 13},
 	{Code: unix.BPF_JMP | unix.BPF_JA, K: 3},
 	// IPv6
 	{Code: unix.BPF_LD | unix.BPF_B | unix.BPF_ABS, K: 14 + 6},
-	{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.IPPROTO_TCP, Jt: 0, Jf: 2},
-	{Code: unix.BPF_LD | unix.BPF_B | unix.BPF_ABS, K: 14 + 40 + 13},
-	// TCP flags
-	{Code: unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K, K: 0x02, Jt: 0, Jf: 1},
+	{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.IPPROTO_TCP, Jt: 0, Jf: 5},
+	{Code: unix.BPF_LDX | unix.BPF_W | unix.BPF_IMM, K: 40},
+	// TCP: flags, destination
+	{Code: unix.BPF_LD | unix.BPF_B | unix.BPF_IND, K: 14 + 13},
+	{Code: unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K, K: 0x02, Jt: 2, Jf: 0},
+	{Code: unix.BPF_LD | unix.BPF_H | unix.BPF_IND, K: 14 + 2},
+	{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: 9, Jt: 0, Jf: 1},
 	{Code: unix.BPF_RET | unix.BPF_K, K: 512},
 	{Code: unix.BPF_RET | unix.BPF_K, K: 0},
 }

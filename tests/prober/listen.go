@@ -24,6 +24,7 @@ func runListen(_ context.Context, args []string) (*result, error) {
 	fs.TextVar(&on, "on", netip.AddrPort{}, "`address:port`")
 	udp := fs.Bool("udp", false, "UDP: bind, and echo datagrams")
 	reuseport := fs.Bool("reuseport", false, "set SO_REUSEPORT")
+	foreign := fs.String("bind-any", "", "transparent or freebind")
 	accept := fs.Int("accept", 0, "how many connections (or datagrams) to take")
 	timeout := fs.Duration("timeout", 10*time.Second, "how long to wait for each")
 	if err := parse(fs, args); err != nil {
@@ -32,7 +33,9 @@ func runListen(_ context.Context, args []string) (*result, error) {
 	if !on.IsValid() {
 		return nil, &usageError{errors.New("--on is missing")}
 	}
-	fd, err := bound(on, *udp, *reuseport)
+	fd, err := boundAs(on, *udp, func(fd int) error {
+		return errors.Join(bindAny(fd, *foreign, on.Addr().Is6()), reusePort(fd, *reuseport))
+	})
 	if err != nil {
 		return newResult(), err
 	}
@@ -62,6 +65,18 @@ func runListen(_ context.Context, args []string) (*result, error) {
 
 // bound returns a bound socket, which listens if it is TCP.
 func bound(on netip.AddrPort, udp, reuseport bool) (int, error) {
+	return boundAs(on, udp, func(fd int) error { return reusePort(fd, reuseport) })
+}
+
+func reusePort(fd int, on bool) error {
+	if !on {
+		return nil
+	}
+	return os.NewSyscallError("setsockopt SO_REUSEPORT", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1))
+}
+
+// boundAs is bound, and sets options before.
+func boundAs(on netip.AddrPort, udp bool, options func(fd int) error) (int, error) {
 	kind := unix.SOCK_STREAM
 	if udp {
 		kind = unix.SOCK_DGRAM
@@ -74,10 +89,8 @@ func bound(on netip.AddrPort, udp, reuseport bool) (int, error) {
 		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
 			return os.NewSyscallError("setsockopt SO_REUSEADDR", err)
 		}
-		if reuseport {
-			if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1); err != nil {
-				return os.NewSyscallError("setsockopt SO_REUSEPORT", err)
-			}
+		if err := options(fd); err != nil {
+			return err
 		}
 		if err := unix.Bind(fd, sockaddr(on, false)); err != nil {
 			return os.NewSyscallError("bind", err)

@@ -11,6 +11,8 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync/atomic"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -74,6 +76,7 @@ func runPacket(_ context.Context, args []string) (*result, error) {
 	fs := flag.NewFlagSet("packet", flag.ContinueOnError)
 	t.flags(fs)
 	bypass := fs.Bool("qdisc-bypass", false, "set PACKET_QDISC_BYPASS")
+	ring := fs.Bool("ring", false, "send through a ring in shared memory (PACKET_TX_RING)")
 	cooked := fs.Bool("dgram", false, "SOCK_DGRAM: the kernel makes the Ethernet header")
 	if err := parse(fs, args); err != nil {
 		return nil, err
@@ -103,11 +106,43 @@ func runPacket(_ context.Context, args []string) (*result, error) {
 	if *cooked {
 		frame = frame[14:]
 	}
+	if *ring {
+		return res, sendByRing(fd, frame, to)
+	}
 	if err := unix.Sendto(fd, frame, 0, to); err != nil {
 		return res, os.NewSyscallError("sendto", err)
 	}
 	res.Data["src"], res.Data["gateway"] = t.src, t.gateway
 	return res, nil
+}
+
+// sendByRing sends a frame through a ring of one slot (packet(7), Documentation/networking/packet_mmap.rst).
+func sendByRing(fd int, frame []byte, to *unix.SockaddrLinklayer) error {
+	const slot = 4096
+	if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_VERSION, unix.TPACKET_V2); err != nil {
+		return os.NewSyscallError("setsockopt PACKET_VERSION", err)
+	}
+	req := unix.TpacketReq{Block_size: slot, Block_nr: 1, Frame_size: slot, Frame_nr: 1}
+	if err := unix.SetsockoptTpacketReq(fd, unix.SOL_PACKET, unix.PACKET_TX_RING, &req); err != nil {
+		return os.NewSyscallError("setsockopt PACKET_TX_RING", err)
+	}
+	ring, err := unix.Mmap(fd, 0, slot, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return os.NewSyscallError("mmap", err)
+	}
+	defer func() { _ = unix.Munmap(ring) }()
+	h := (*unix.Tpacket2Hdr)(unsafe.Pointer(&ring[0]))
+	const data = (unix.SizeofTpacket2Hdr + 15) &^ 15 // TPACKET_ALIGN, where the kernel looks for the frame
+	copy(ring[data:], frame)
+	h.Len = uint32(len(frame))
+	atomic.StoreUint32(&h.Status, unix.TP_STATUS_SEND_REQUEST)
+	if err := unix.Sendto(fd, nil, 0, to); err != nil {
+		return os.NewSyscallError("sendto", err)
+	}
+	if status := atomic.LoadUint32(&h.Status); status&unix.TP_STATUS_WRONG_FORMAT != 0 {
+		return fmt.Errorf("the kernel takes the frame for malformed: status %#x", status)
+	}
+	return nil
 }
 
 // networkOrder returns v with the bytes as the network wants them in memory.

@@ -21,6 +21,9 @@ type rawTarget struct {
 	port  uint
 	nonce string
 	dev   string
+	route netip.Addr // first hop of a loose source route
+	cut   int        // 0, or where the IP payload is cut into two fragments
+	proto uint       // of rawip
 }
 
 func (t *rawTarget) flags(fs *flag.FlagSet) {
@@ -29,6 +32,9 @@ func (t *rawTarget) flags(fs *flag.FlagSet) {
 	fs.UintVar(&t.port, "sport", 40007, "source port")
 	fs.StringVar(&t.nonce, "nonce", defaultNonce(), "payload")
 	fs.StringVar(&t.dev, "dev", "eth0", "device")
+	fs.TextVar(&t.route, "lsrr", netip.Addr{}, "loose source route through this `address`")
+	fs.IntVar(&t.cut, "fragment", 0, "cut into two fragments after this many `bytes` of payload, a multiple of 8")
+	fs.UintVar(&t.proto, "proto", 253, "IP `protocol` of rawip")
 }
 
 // resolve checks the flags and finds the source address.
@@ -76,6 +82,13 @@ func runRawUDP(_ context.Context, args []string) (*result, error) {
 	return runRaw("rawudp", args, (*rawTarget).udpPacket)
 }
 
+// runRawIP sends a packet of any protocol.
+func runRawIP(_ context.Context, args []string) (*result, error) {
+	return runRaw("rawip", args, func(t *rawTarget) ([]byte, error) {
+		return ipPacket(t.src, t.to.Addr(), int(t.proto), []byte(t.nonce))
+	})
+}
+
 func runRaw(name string, args []string, build func(*rawTarget) ([]byte, error)) (*result, error) {
 	var t rawTarget
 	fs := flag.NewFlagSet(name, flag.ContinueOnError)
@@ -97,8 +110,14 @@ func runRaw(name string, args []string, build func(*rawTarget) ([]byte, error)) 
 		return res, os.NewSyscallError("socket", err)
 	}
 	defer unix.Close(fd)
-	if err := unix.Sendto(fd, packet, 0, sockaddr(netip.AddrPortFrom(t.to.Addr(), 0), false)); err != nil {
-		return res, os.NewSyscallError("sendto", err)
+	next := t.to.Addr()
+	if t.route.IsValid() {
+		packet, next = routed(packet, t.route), t.route
+	}
+	for _, p := range fragments(packet, t.cut) {
+		if err := unix.Sendto(fd, p, 0, sockaddr(netip.AddrPortFrom(next, 0), false)); err != nil {
+			return res, os.NewSyscallError("sendto", err)
+		}
 	}
 	res.Data["src"], res.Data["bytes"] = t.src, len(packet)
 	return res, nil

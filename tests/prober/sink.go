@@ -4,11 +4,13 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -61,21 +63,22 @@ func (r *record) find(nonce string) []sighting {
 	return found
 }
 
-// runSink serves TCP, UDP and UDP-Lite echo and records each packet of a device that is not part of an established TCP connection.
+// runSink serves TCP, SCTP, UDP and UDP-Lite echo and records each packet of a device that is not part of an established TCP connection.
 // One request per connection to its control socket: "find NONCE", "counts" or "reset"; the answer is JSON.
 func runSink(ctx context.Context, args []string) (*result, error) {
 	fs := flag.NewFlagSet("sink", flag.ContinueOnError)
-	port := fs.Uint("port", 7, "port of the echo servers")
+	ports := idList{}
+	fs.Var(&ports, "port", "`ports` of the echo servers")
 	dev := fs.String("dev", "eth0", "device to record from")
 	control := fs.String("control", "", "path of the control socket")
 	if err := parse(fs, args); err != nil {
 		return nil, err
 	}
-	if *control == "" {
-		return nil, &usageError{errors.New("--control is missing")}
+	if *control == "" || len(ports) == 0 {
+		return nil, &usageError{errors.New("--control or --port is missing")}
 	}
 	r := &record{counts: map[string]int{}}
-	ended := make(chan error, 5)
+	ended := make(chan error, 2+4*len(ports))
 	start := func(f func() error) { go func() { ended <- f() }() }
 
 	capture, err := openCapture(*dev)
@@ -83,19 +86,10 @@ func runSink(ctx context.Context, args []string) (*result, error) {
 		return newResult(), err
 	}
 	start(func() error { return capture.run(r) })
-	tcp, err := net.Listen("tcp", fmt.Sprintf(":%d", *port)) // MPTCP as well, if the kernel has it
-	if err != nil {
-		return newResult(), err
-	}
-	start(func() error { return echoTCP(tcp, r) })
-	for _, proto := range []int{unix.IPPROTO_UDP, unix.IPPROTO_UDPLITE} {
-		fd, err := datagramSocket(proto, uint16(*port))
-		if errors.Is(err, unix.EPROTONOSUPPORT) {
-			continue // UDP-Lite is optional
-		} else if err != nil {
+	for _, port := range ports {
+		if err := echoOn(uint16(port), r, start); err != nil {
 			return newResult(), err
 		}
-		start(func() error { return echoDatagrams(fd) })
 	}
 	// Last, as it tells that all of the sink is there.
 	ctl, err := net.Listen("unix", *control)
@@ -112,6 +106,32 @@ func runSink(ctx context.Context, args []string) (*result, error) {
 	}
 }
 
+// echoOn starts the echo servers of a port.
+func echoOn(port uint16, r *record, start func(func() error)) error {
+	tcp, err := net.Listen("tcp", fmt.Sprintf(":%d", port)) // MPTCP as well, if the kernel has it
+	if err != nil {
+		return err
+	}
+	start(func() error { return echoTCP(tcp, r) })
+	for _, echo := range []struct {
+		kind, proto int
+		serve       func(fd int) error
+	}{
+		{unix.SOCK_DGRAM, unix.IPPROTO_UDP, echoDatagrams},
+		{unix.SOCK_DGRAM, unix.IPPROTO_UDPLITE, echoDatagrams},
+		{unix.SOCK_STREAM, unix.IPPROTO_SCTP, echoStreams},
+	} {
+		fd, err := boundSocket(echo.kind, echo.proto, port)
+		if errors.Is(err, unix.EPROTONOSUPPORT) {
+			continue // not in every kernel
+		} else if err != nil {
+			return err
+		}
+		start(func() error { return echo.serve(fd) })
+	}
+	return nil
+}
+
 func echoTCP(l net.Listener, r *record) error {
 	for {
 		c, err := l.Accept()
@@ -120,10 +140,10 @@ func echoTCP(l net.Listener, r *record) error {
 		}
 		go func() {
 			defer c.Close()
-			_ = c.SetDeadline(time.Now().Add(30 * time.Second))
-			br := bufio.NewReader(c)
+			b := make([]byte, 64<<10)
 			for {
-				line, err := br.ReadBytes('\n')
+				_ = c.SetDeadline(time.Now().Add(30 * time.Second)) // of silence
+				n, err := c.Read(b)
 				if err != nil {
 					return
 				}
@@ -132,9 +152,9 @@ func echoTCP(l net.Listener, r *record) error {
 				peer := unmapped(c.RemoteAddr())
 				r.add(sighting{
 					How: "tcp", Proto: unix.IPPROTO_TCP, Src: peer.String(), Dst: unmapped(c.LocalAddr()).String(),
-					MPTCP: multipath, payload: line,
+					MPTCP: multipath, payload: bytes.Clone(b[:n]),
 				}, peer.Addr())
-				if _, err := c.Write(line); err != nil {
+				if _, err := c.Write(b[:n]); err != nil {
 					return
 				}
 			}
@@ -147,9 +167,9 @@ func unmapped(a net.Addr) netip.AddrPort {
 	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
 }
 
-// datagramSocket returns a dual stack socket of the protocol.
-func datagramSocket(proto int, port uint16) (int, error) {
-	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, proto)
+// boundSocket returns a dual stack socket of the protocol.
+func boundSocket(kind, proto int, port uint16) (int, error) {
+	fd, err := unix.Socket(unix.AF_INET6, kind|unix.SOCK_CLOEXEC, proto)
 	if err != nil {
 		return -1, os.NewSyscallError("socket", err)
 	}
@@ -157,6 +177,28 @@ func datagramSocket(proto int, port uint16) (int, error) {
 		return -1, os.NewSyscallError("setsockopt IPV6_V6ONLY", err)
 	}
 	return fd, os.NewSyscallError("bind", unix.Bind(fd, &unix.SockaddrInet6{Port: int(port)}))
+}
+
+// echoStreams serves connections of a protocol other than TCP. The recorder sees their packets.
+func echoStreams(fd int) error {
+	if err := unix.Listen(fd, 16); err != nil {
+		return os.NewSyscallError("listen", err)
+	}
+	for {
+		peer, _, err := unix.Accept4(fd, unix.SOCK_CLOEXEC)
+		if err == unix.EINTR || err == unix.ECONNABORTED {
+			continue
+		}
+		if err != nil {
+			return os.NewSyscallError("accept", err)
+		}
+		go func() {
+			// Neither end of a connection may end the sink.
+			c := &conn{fd: peer}
+			defer c.Close()
+			_, _ = io.Copy(c, c)
+		}()
+	}
 }
 
 func echoDatagrams(fd int) error {

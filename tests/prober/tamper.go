@@ -33,6 +33,7 @@ type tamperer struct {
 	hostDev            string         // a device of the host, to delete
 	dev                string         // device of an attempt in its own namespaces
 	src                netip.Addr     // address there
+	nonce              string         // what to send by every way; "" for a new one
 
 	args []string       // the flags of the above
 	data map[string]any // what an attempt has to say beside its error

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -290,7 +291,11 @@ func attachOwn(cmd uintptr) error {
 
 // openPins opens what is pinned below dir: where it is known to be, and where it can be seen.
 func openPins(dir string) error {
-	paths := []string{dir, filepath.Join(dir, "v2", "maps", "pods"), filepath.Join(dir, "v2", "guard", "sg_guard_connect4")}
+	paths := []string{dir}
+	for abi := range 10 {
+		version := filepath.Join(dir, fmt.Sprintf("v%d", abi))
+		paths = append(paths, filepath.Join(version, "maps", "pods"), filepath.Join(version, "guard", "sg_guard_connect4"))
+	}
 	_ = filepath.WalkDir(dir, func(path string, e os.DirEntry, err error) error {
 		if err == nil && !e.IsDir() {
 			paths = append(paths, path)

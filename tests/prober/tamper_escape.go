@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net"
@@ -199,7 +200,7 @@ func (e *farError) Unwrap() error {
 
 // everyWay sends one nonce in every way from a device. It succeeds if the kernel took any of them.
 func (t *tamperer) everyWay(dev string, src netip.Addr, mac string) error {
-	nonce := defaultNonce()
+	nonce := cmp.Or(t.nonce, defaultNonce())
 	t.data["nonce"] = nonce
 	to := []string{"--to", t.to.String(), "--nonce", nonce}
 	raw := slices.Concat(to, []string{"--dev", dev})
@@ -212,7 +213,13 @@ func (t *tamperer) everyWay(dev string, src netip.Addr, mac string) error {
 		name string
 		run  func() (*result, error)
 	}{
-		{"tcp", func() (*result, error) { return runTCP(ctx, append(to, "--timeout", "300ms")) }},
+		{"tcp", func() (*result, error) {
+			r, err := runTCP(ctx, append(to, "--timeout", "300ms"))
+			if r != nil && r.Data["local"] != nil {
+				t.data["local"] = r.Data["local"]
+			}
+			return r, err
+		}},
 		{"udp", func() (*result, error) { return runUDP(ctx, append(to, "--timeout", "100ms")) }},
 		{"rawtcp", func() (*result, error) { return runRawTCP(ctx, raw) }},
 		{"rawudp", func() (*result, error) { return runRawUDP(ctx, raw) }},

@@ -58,23 +58,14 @@ func attachFilter(fd int) error {
 
 // repair connects a socket that takes itself for restored from a checkpoint: no SYN says where it goes.
 func repair(t *tamperer) error {
-	fd, err := unix.Socket(family(t.to.Addr(), false), unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	d := dialer{to: t.to, proto: "tcp", uid: -1, gid: -1, repair: true, timeout: tamperLimit}
+	c, _, err := d.dial(nil)
 	if err != nil {
-		return os.NewSyscallError("socket", err)
+		return err
 	}
-	defer unix.Close(fd)
-	if err := setOption(unix.IPPROTO_TCP, unix.TCP_REPAIR, 1)(fd); err != nil {
-		return os.NewSyscallError("setsockopt TCP_REPAIR", err)
-	}
-	if err := unix.Connect(fd, sockaddr(t.to, false)); err != nil {
-		return os.NewSyscallError("connect", err)
-	}
-	const offWithoutProbe = -1
-	if err := setOption(unix.IPPROTO_TCP, unix.TCP_REPAIR, offWithoutProbe)(fd); err != nil {
-		return os.NewSyscallError("setsockopt TCP_REPAIR", err)
-	}
-	_, err = unix.Write(fd, []byte("hello\n"))
-	return os.NewSyscallError("write", err)
+	defer c.Close()
+	_, err = c.Write([]byte("hello\n"))
+	return err
 }
 
 // destroySocket ends the other end, which is another container's, of a connection.
@@ -89,14 +80,19 @@ func destroySocket(t *tamperer) error {
 
 // netfilter makes a table, which is all that one needs the right for.
 func netfilter(*tamperer) error {
+	name := append([]byte{11, 0, unix.NFTA_TABLE_NAME, 0}, "tamper\x00\x00"...)
+	return nfBatch(nfMessage(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE|unix.NLM_F_ACK, 0, name))
+}
+
+// nfBatch makes one change of nftables, which asks for an answer.
+func nfBatch(m []byte) error {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
 	if err != nil {
 		return os.NewSyscallError("socket", err)
 	}
 	defer unix.Close(fd)
 	batch := nfMessage(unix.NFNL_MSG_BATCH_BEGIN, 0, unix.NFNL_SUBSYS_NFTABLES, nil)
-	name := append([]byte{11, 0, unix.NFTA_TABLE_NAME, 0}, "tamper\x00\x00"...)
-	batch = append(batch, nfMessage(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE|unix.NLM_F_ACK, 0, name)...)
+	batch = append(batch, m...)
 	batch = append(batch, nfMessage(unix.NFNL_MSG_BATCH_END, 0, unix.NFNL_SUBSYS_NFTABLES, nil)...)
 	if err := unix.Sendto(fd, batch, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return os.NewSyscallError("sendto", err)

@@ -13,16 +13,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What io_uring_setup(2) and io_uring_enter(2) define, as far as one connect needs it.
+// What io_uring_setup(2) and io_uring_enter(2) define, as far as one operation needs it.
 const (
-	uringOpConnect       = 16
-	uringEnterGetEvents  = 1
-	uringFeatSingleMmap  = 1
-	uringOffSQRing       = 0
-	uringOffSQEs         = 0x10000000
-	uringSQESize         = 64
-	uringCQESize         = 16
-	uringConnectUserData = 0x5347
+	uringOpSendmsg      = 9
+	uringOpConnect      = 16
+	uringOpSocket       = 45
+	uringOpSendZC       = 47
+	uringOpSendmsgZC    = 48
+	uringEnterGetEvents = 1
+	uringFeatSingleMmap = 1
+	uringOffSQRing      = 0
+	uringOffSQEs        = 0x10000000
+	uringSQESize        = 64
+	uringCQESize        = 16
+	uringUserData       = 0x5347
 )
 
 type uringSQOffsets struct {
@@ -42,39 +46,53 @@ type uringParams struct {
 	CQ                                                                     uringCQOffsets
 }
 
-// uringConnect connects fd to the socket address in sa through an io_uring of its own, and waits for the end of it.
-func uringConnect(fd int, sa []byte, timeout time.Duration) error {
+// A uringEntry is one submission: what is the same in all operations (io_uring_enter(2), struct io_uring_sqe).
+type uringEntry struct {
+	op     byte
+	fd     int
+	off    uint64 // what it means depends on the operation, as of all of these
+	addr   unsafe.Pointer
+	length uint32
+	flags  uint32
+	addr2  unsafe.Pointer // instead of off
+	splice uint16         // addr_len of SEND_ZC
+}
+
+// uring makes one operation through an io_uring of its own, and waits for the end of it. What the entry points to, the caller keeps.
+func uring(name string, e uringEntry, timeout time.Duration) (int, error) {
 	var p uringParams
 	r, _, errno := unix.Syscall(unix.SYS_IO_URING_SETUP, 1, uintptr(unsafe.Pointer(&p)), 0)
 	if errno != 0 {
-		return os.NewSyscallError("io_uring_setup", errno)
+		return -1, os.NewSyscallError("io_uring_setup", errno)
 	}
 	ring := int(r)
 	defer unix.Close(ring)
 	if p.Features&uringFeatSingleMmap == 0 {
-		return os.NewSyscallError("io_uring_setup", unix.ENOSYS)
+		return -1, os.NewSyscallError("io_uring_setup", unix.ENOSYS)
 	}
 	size := max(int(p.SQ.Array)+int(p.SQEntries)*4, int(p.CQ.CQEs)+int(p.CQEntries)*uringCQESize)
 	rings, err := unix.Mmap(ring, uringOffSQRing, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_POPULATE)
 	if err != nil {
-		return os.NewSyscallError("mmap io_uring", err)
+		return -1, os.NewSyscallError("mmap io_uring", err)
 	}
 	defer func() { _ = unix.Munmap(rings) }()
 	sqes, err := unix.Mmap(ring, uringOffSQEs, int(p.SQEntries)*uringSQESize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_POPULATE)
 	if err != nil {
-		return os.NewSyscallError("mmap io_uring entries", err)
+		return -1, os.NewSyscallError("mmap io_uring entries", err)
 	}
 	defer func() { _ = unix.Munmap(sqes) }()
 
-	// One submission queue entry: opcode, fd, the length in "off", the address, user data.
-	sqes[0] = uringOpConnect
-	binary.NativeEndian.PutUint32(sqes[4:], uint32(fd))
-	binary.NativeEndian.PutUint64(sqes[8:], uint64(len(sa)))
-	var pin runtime.Pinner // the kernel keeps the address, where the collector does not see it
-	pin.Pin(&sa[0])
-	defer pin.Unpin()
-	binary.NativeEndian.PutUint64(sqes[16:], uint64(uintptr(unsafe.Pointer(&sa[0]))))
-	binary.NativeEndian.PutUint64(sqes[32:], uringConnectUserData)
+	sqes[0] = e.op
+	binary.NativeEndian.PutUint32(sqes[4:], uint32(e.fd))
+	binary.NativeEndian.PutUint64(sqes[8:], e.off)
+	if e.addr2 != nil {
+		binary.NativeEndian.PutUint64(sqes[8:], uint64(uintptr(e.addr2)))
+	}
+	binary.NativeEndian.PutUint64(sqes[16:], uint64(uintptr(e.addr)))
+	binary.NativeEndian.PutUint32(sqes[24:], e.length)
+	binary.NativeEndian.PutUint32(sqes[28:], e.flags)
+	binary.NativeEndian.PutUint64(sqes[32:], uringUserData)
+	binary.NativeEndian.PutUint16(sqes[44:], e.splice)
 	binary.NativeEndian.PutUint32(rings[p.SQ.Array:], 0)
 	atomic.AddUint32((*uint32)(unsafe.Pointer(&rings[p.SQ.Tail])), 1)
 
@@ -87,11 +105,46 @@ func uringConnect(fd int, sa []byte, timeout time.Duration) error {
 		}
 	}
 	if errno != 0 {
-		return os.NewSyscallError("io_uring_enter", errno)
+		return -1, os.NewSyscallError("io_uring_enter", errno)
 	}
 	cqe := rings[p.CQ.CQEs:]
-	if res := int32(binary.NativeEndian.Uint32(cqe[8:])); res < 0 {
-		return os.NewSyscallError("io_uring connect", unix.Errno(-res))
+	res := int32(binary.NativeEndian.Uint32(cqe[8:]))
+	if res < 0 {
+		return -1, os.NewSyscallError("io_uring "+name, unix.Errno(-res))
 	}
-	return nil
+	return int(res), nil
+}
+
+// uringConnect connects fd to the socket address in sa.
+func uringConnect(fd int, sa []byte, timeout time.Duration) error {
+	var pin runtime.Pinner // the kernel keeps the address, where the collector does not see it
+	pin.Pin(&sa[0])
+	defer pin.Unpin()
+	_, err := uring("connect", uringEntry{op: uringOpConnect, fd: fd, off: uint64(len(sa)), addr: unsafe.Pointer(&sa[0])}, timeout)
+	return err
+}
+
+// uringSocket makes a socket (Linux 5.19).
+func uringSocket(family, kind, proto int) (int, error) {
+	return uring("socket", uringEntry{op: uringOpSocket, fd: family, off: uint64(kind | unix.SOCK_CLOEXEC), length: uint32(proto)}, time.Second)
+}
+
+// uringSend sends b to the socket address in sa by an operation: SENDMSG, SENDMSG_ZC (6.1), or SEND_ZC (6.0).
+func uringSend(fd int, op byte, b, sa []byte) error {
+	var pin runtime.Pinner
+	defer pin.Unpin()
+	pin.Pin(&b[0])
+	pin.Pin(&sa[0])
+	e := uringEntry{op: op, fd: fd, addr: unsafe.Pointer(&b[0]), length: uint32(len(b)), addr2: unsafe.Pointer(&sa[0]), splice: uint16(len(sa))}
+	if op != uringOpSendZC {
+		iov := &unix.Iovec{Base: &b[0]}
+		iov.SetLen(len(b))
+		msg := &unix.Msghdr{Name: &sa[0], Namelen: uint32(len(sa)), Iov: iov}
+		msg.SetIovlen(1)
+		pin.Pin(iov)
+		pin.Pin(msg)
+		e = uringEntry{op: op, fd: fd, addr: unsafe.Pointer(msg), length: 1}
+	}
+	_, err := uring("send", e, time.Second)
+	return err
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -64,6 +65,39 @@ func ipPacket(src, dst netip.Addr, proto int, payload []byte) ([]byte, error) {
 	copy(h[8:], src.AsSlice())
 	copy(h[24:], dst.AsSlice())
 	return append(h, payload...), nil
+}
+
+// routed sends an IPv4 packet without options to a hop first (RFC 791, "Loose Source and Record Route").
+func routed(packet []byte, hop netip.Addr) []byte {
+	option := append([]byte{1, 131, 3 + 4, 4}, packet[16:20]...) // a no-op before it, for a length of whole words
+	out := slices.Concat(packet[:20], option, packet[20:])
+	copy(out[16:], hop.AsSlice())
+	out[0] = 0x40 | byte((20+len(option))/4)
+	return ipChecked(out)
+}
+
+// fragments cuts the payload of an IPv4 packet in two after cut bytes; 0 is not at all.
+func fragments(packet []byte, cut int) [][]byte {
+	if cut == 0 {
+		return [][]byte{packet}
+	}
+	header := int(packet[0]&0xf) * 4
+	const more = 0x2000
+	piece := func(b []byte, field uint16) []byte {
+		p := slices.Concat(packet[:header], b)
+		binary.BigEndian.PutUint16(p[4:], 0x5347) // what they have in common
+		binary.BigEndian.PutUint16(p[6:], field)
+		return ipChecked(p)
+	}
+	return [][]byte{piece(packet[header:header+cut], more), piece(packet[header+cut:], uint16(cut/8))}
+}
+
+// ipChecked fills in length and checksum of an IPv4 packet.
+func ipChecked(p []byte) []byte {
+	binary.BigEndian.PutUint16(p[2:], uint16(len(p)))
+	p[10], p[11] = 0, 0
+	binary.BigEndian.PutUint16(p[10:], checksum(0, p[:int(p[0]&0xf)*4]))
+	return p
 }
 
 // udpSegment is a UDP header and payload with its checksum.

@@ -76,6 +76,15 @@ func Newest(kernels []Kernel) []Kernel {
 	return newest
 }
 
+// Find returns the kernel of this release.
+func Find(kernels []Kernel, release string) (Kernel, error) {
+	i := slices.IndexFunc(kernels, func(k Kernel) bool { return k.Release == release })
+	if i < 0 {
+		return Kernel{}, fmt.Errorf("no kernel %s: run 'SIDEGATE_KERNELS=linux-image-%s scripts/vm-kernels.sh'", release, release)
+	}
+	return kernels[i], nil
+}
+
 var digits = regexp.MustCompile(`\d+`)
 
 // compareReleases orders releases by the numbers in them.
@@ -94,9 +103,10 @@ func compareReleases(a, b string) int {
 
 // modules reads the named modules, and those they depend on. It returns them
 // as files for the VM, uncompressed, in the order to load them in. A module
-// that is built into the kernel needs no file. An unknown one is an error.
-func (k Kernel) modules(names []string) ([]File, error) {
-	if len(names) == 0 {
+// that is built into the kernel needs no file. An unknown one is an error, but
+// for the optional ones.
+func (k Kernel) modules(names, optional []string) ([]File, error) {
+	if len(names)+len(optional) == 0 {
 		return nil, nil
 	}
 	dir := filepath.Join(k.Dir, "lib", "modules", k.Release)
@@ -143,14 +153,14 @@ func (k Kernel) modules(names []string) ([]File, error) {
 		files = append(files, File{Path: guest, Data: data})
 		return nil
 	}
-	for _, name := range names {
+	for i, name := range slices.Concat(names, optional) {
 		file, there := paths[moduleName(name)]
 		switch {
 		case there:
 			if err := add(file); err != nil {
 				return nil, err
 			}
-		case !isBuiltin[moduleName(name)]:
+		case i < len(names) && !isBuiltin[moduleName(name)]:
 			return nil, fmt.Errorf("find module %s: kernel %s has none", name, k.Release)
 		}
 	}

@@ -17,7 +17,7 @@ var packages = []string{"sidegate/bpf", "sidegate/cgroups"}
 // modules are what those tests use and Debian's kernels have as modules: kinds
 // of devices, protocols, and TLS with its algorithms.
 var modules = []string{
-	"veth", "dummy", "bridge", "tun", "vxlan", "crc32c_generic", "sctp", "inet_diag", "tcp_diag", "udp_diag", "cls_bpf", "sch_ingress", "9pnet_fd", "9p",
+	"veth", "dummy", "bridge", "tun", "vxlan", "crc32c_generic", "sctp", "inet_diag", "tcp_diag", "udp_diag", "cls_bpf", "sch_ingress", "9pnet_fd", "9p", "vsock", "tipc", "rds",
 	"tls", "gcm", "ghash_generic", "ctr", "ccm", "chacha20poly1305", "aesni_intel",
 }
 

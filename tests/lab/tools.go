@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lab
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+)
+
+// toolsDir returns the directory of containerd, its shim, ctr and runc, which scripts/tools.sh builds if it has not yet.
+func toolsDir(ctx context.Context) (string, error) {
+	if dir := os.Getenv("SIDEGATE_TOOLS"); dir != "" {
+		return dir, nil
+	}
+	_, self, _, _ := runtime.Caller(0)
+	script := filepath.Join(filepath.Dir(self), "../../scripts/tools.sh")
+	if !filepath.IsAbs(script) { // built with -trimpath: the caller runs in the module, as go run and go test do
+		out, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}").Output()
+		if err != nil {
+			return "", fmt.Errorf("find this module: %w", err)
+		}
+		script = filepath.Join(strings.TrimSpace(string(out)), "scripts/tools.sh")
+	}
+	cmd := exec.CommandContext(ctx, script)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", script, err)
+	}
+	return strings.TrimSpace(string(out)), nil
+}
