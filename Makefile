@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # make demo    the main job on a real podman pod
+# make demo-nri   the same on a pod of a real containerd
 # make test    all tests
+# make escape  every known way around a sidecar, tried with and without Sidegate
 # make help    the rest
 
 SHELL := /bin/sh
@@ -20,9 +22,14 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo deve
 WITH_GO = PATH="$$(scripts/deps.sh build):$$PATH"
 BUILD = $(WITH_GO) CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 
-FUZZTIME ?= 5s
+# By count: with a time, go test at times reports its own deadline as a failure.
+FUZZTIME ?= 3000x
 
-.PHONY: help build demo test check bench generate check-generated lint fuzz deps install uninstall clean
+# What the chart asks for by default.
+IMAGE ?= localhost/sidegate:$(shell sed -n 's/^appVersion: "\(.*\)"/\1/p' contrib/kubernetes/sidegate/Chart.yaml)
+PODMAN ?= podman
+
+.PHONY: help build demo demo-nri escape test check bench generate check-generated lint fuzz deps install uninstall clean image kubernetes
 
 help:
 	@sed -n 's/^# make /make /p' Makefile
@@ -31,11 +38,14 @@ help:
 	@echo 'make lint    gofmt, vet, staticcheck, clang-format, shellcheck'
 	@echo 'make generate / check-generated   the BPF objects and their Go types'
 	@echo 'make install / uninstall          DESTDIR, PREFIX, HOOKSDIR'
+	@echo 'make image   a container image for Kubernetes, in podman and as build/sidegate-image.tar'
+	@echo 'make kubernetes   contrib/kubernetes/sidegate.yaml, from the Helm chart beside it'
 	@echo 'make deps    installs what the above need'
 
 build:
 	$(BUILD) -o bin/sidegate ./cmd/sidegate
 	$(BUILD) -o bin/sidegate-oci-hook ./oci-hook
+	$(BUILD) -o bin/sidegate-nri ./nri
 
 deps:
 	scripts/deps.sh test
@@ -44,10 +54,22 @@ demo: deps build
 	$(WITH_GO) CGO_ENABLED=0 go build -o bin/demo ./tests/demo
 	bin/demo
 
-# In process with the race detector, then real runtimes, proxies and kernels.
+demo-nri: deps build
+	$(WITH_GO) CGO_ENABLED=0 go build -o bin/demo ./tests/demo
+	$(WITH_GO) bin/demo -runtime containerd
+
+# Every case in every set-up; the table is in build/escape.json and docs/escapes.md.
+escape: deps build
+	$(WITH_GO) CGO_ENABLED=0 go build -o bin/escape ./tests/escape
+	$(WITH_GO) bin/escape -markdown docs/escapes.md
+
+# In process with the race detector, then real runtimes, proxies and kernels. `make escape` has
+# the escape suite's other set-ups.
 test: deps build lint check-generated fuzz
-	$(WITH_GO) CGO_ENABLED=1 go test -race -count=1 ./bpf/... ./cgroups/... ./policy/... ./oci-hook/... ./cmd/...
+	$(WITH_GO) CGO_ENABLED=1 go test -race -count=1 ./bpf/... ./cgroups/... ./policy/... ./observe/... ./oci-hook/... ./nri/... ./cmd/...
 	$(WITH_GO) CGO_ENABLED=0 go test -count=1 -p 1 -timeout 25m ./tests/...
+	$(WITH_GO) CGO_ENABLED=0 go build -o bin/escape ./tests/escape
+	$(WITH_GO) bin/escape -setup sidegate -json build/escape-test.json
 
 fuzz:
 	$(WITH_GO) scripts/fuzz.sh $(FUZZTIME)
@@ -70,6 +92,7 @@ check-generated: generate
 install: build
 	install -D -m 755 bin/sidegate $(DESTDIR)$(BINDIR)/sidegate
 	install -D -m 755 bin/sidegate-oci-hook $(DESTDIR)$(LIBEXECDIR)/sidegate-oci-hook
+	install -D -m 755 bin/sidegate-nri $(DESTDIR)$(BINDIR)/sidegate-nri
 	install -d $(DESTDIR)/etc/sidegate/policies $(DESTDIR)$(HOOKSDIR)
 	for f in contrib/oci-hooks.d/*.json; do \
 		sed 's|@LIBEXECDIR@|$(LIBEXECDIR)|' $$f >$(DESTDIR)$(HOOKSDIR)/$${f##*/} || exit 1; \
@@ -79,8 +102,19 @@ install: build
 # without a word.
 uninstall:
 	for f in contrib/oci-hooks.d/*.json; do rm -f $(DESTDIR)$(HOOKSDIR)/$${f##*/}; done
-	rm -f $(DESTDIR)$(BINDIR)/sidegate $(DESTDIR)$(LIBEXECDIR)/sidegate-oci-hook
+	rm -f $(DESTDIR)$(BINDIR)/sidegate $(DESTDIR)$(BINDIR)/sidegate-nri $(DESTDIR)$(LIBEXECDIR)/sidegate-oci-hook
 	-rmdir $(DESTDIR)$(LIBEXECDIR) $(DESTDIR)/etc/sidegate/policies $(DESTDIR)/etc/sidegate 2>/dev/null
+
+# Three static programs on nothing: needs no network. PODMAN=docker has no oci-archive; push from there.
+image: build
+	$(PODMAN) build -f contrib/kubernetes/Containerfile -t $(IMAGE) .
+	mkdir -p build
+	rm -f build/sidegate-image.tar
+	$(PODMAN) save --format oci-archive -o build/sidegate-image.tar $(IMAGE)
+
+# Renders with Helm's own packages, tests/tools/helm, which the first time takes minutes to build.
+kubernetes:
+	$(WITH_GO) CGO_ENABLED=0 go test -count=1 ./tests/kubernetes -run 'TestPlain|TestTable' -update
 
 clean:
 	rm -rf bin build
