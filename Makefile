@@ -66,13 +66,13 @@ escape: deps build
 # In process with the race detector, then real runtimes, proxies and kernels. `make escape` has
 # the escape suite's other set-ups.
 test: deps build lint check-generated fuzz
-	$(WITH_GO) CGO_ENABLED=1 go test -race -count=1 ./bpf/... ./cgroups/... ./policy/... ./observe/... ./oci-hook/... ./nri/... ./cmd/...
+	$(WITH_GO) CGO_ENABLED=1 scripts/with-bpffs.sh go test -race -count=1 ./bpf/... ./cgroups/... ./policy/... ./observe/... ./oci-hook/... ./nri/... ./cmd/...
 	$(WITH_GO) CGO_ENABLED=0 go test -count=1 -p 1 -timeout 25m ./tests/...
 	$(WITH_GO) CGO_ENABLED=0 go build -o bin/escape ./tests/escape
 	$(WITH_GO) bin/escape -setup sidegate -json build/escape-test.json
 
 fuzz:
-	$(WITH_GO) scripts/fuzz.sh $(FUZZTIME)
+	$(WITH_GO) scripts/with-bpffs.sh scripts/fuzz.sh $(FUZZTIME)
 
 bench: deps build
 	$(WITH_GO) CGO_ENABLED=0 go run ./tests/bench

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net/netip"
 	"runtime"
+	"syscall"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -416,3 +417,16 @@ func TestPacketSocketOnDevice(t *testing.T) {
 }
 
 func htons(x uint16) uint16 { return binary.NativeEndian.Uint16([]byte{byte(x >> 8), byte(x)}) }
+
+// fdOf returns the descriptor of a socket, which stays the socket's.
+func fdOf(t testing.TB, c syscall.Conn) (fd int) {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := raw.Control(func(n uintptr) { fd = int(n) }); err != nil {
+		t.Fatal(err)
+	}
+	return fd
+}

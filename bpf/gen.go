@@ -8,6 +8,5 @@ package bpf
 //
 //go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -target bpfel -cflags "-O2 -g -Wall -Wextra -Werror -mcpu=v3 -I/usr/include/x86_64-linux-gnu" -type sg_counters -type sg_policy -type sg_policy_info -type sg_prefix_key -type sg_subject_key -type sg_executable -type sg_seen -type sg_seen_unix -type sg_seen_count -type sg_rule_info -type sg_rule_info_key -type sg_addr -type sg_container -type sg_ports -type sg_pod -type sg_pod_addr -type sg_rule_key -type sg_listener_key -type sg_container_info -type sg_pod_info -type sg_counter -type sg_role  -type sg_slot node src/sidegate.bpf.c
 //go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -target bpfel -cflags "-O2 -g -Wall -Wextra -Werror -mcpu=v3 -I/usr/include/x86_64-linux-gnu" pod src/pod.bpf.c
-//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -target bpfel -cflags "-O2 -g -Wall -Wextra -Werror -mcpu=v3 -I/usr/include/x86_64-linux-gnu" -type sg_sock_row socks src/socks.bpf.c
 //go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -target bpfel -cflags "-O2 -g -Wall -Wextra -Werror -mcpu=v3 -I/usr/include/x86_64-linux-gnu" -type sg_unix_set unix src/unix.bpf.c
 //go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -target bpfel -cflags "-O2 -g -Wall -Wextra -Werror -mcpu=v3 -I/usr/include/x86_64-linux-gnu" lsm src/lsm.bpf.c

@@ -399,15 +399,6 @@ func TestLayouts(t *testing.T) {
 			}
 		}
 	}
-	socks := parse(t, loadSocks)
-	for name, g := range map[string]reflect.Type{"sg_sock_row": reflect.TypeFor[SockRow](), "sg_sock": reflect.TypeFor[nodeSgSock]()} {
-		var c *btf.Struct
-		if err := socks.Types.TypeByName(name, &c); err != nil {
-			t.Errorf("socks object: %v", err)
-			continue
-		}
-		wantLayout(t, "socks object: "+name, c, g)
-	}
 }
 
 func enumValues(t *testing.T, spec *ebpf.CollectionSpec, name string) map[string]uint64 {

@@ -64,6 +64,14 @@ const (
 	PolicyAdmin    uint32 = 256
 )
 
+// Flags of a socket's record (enum sg_sock_flags).
+const (
+	SockRedirected uint32 = 1
+	SockDNS        uint32 = 2
+	SockPassive    uint32 = 4
+	SockSent       uint32 = 16
+)
+
 // Flags of a subject (enum sg_subject_flags).
 const (
 	SubjectRuled     uint16 = 1

@@ -352,7 +352,7 @@ func madeInside(fd int) bool {
 // eachSocket calls f with each socket of the container's processes but those that
 // are AF_UNIX or AF_NETLINK. allowed says whether the process may have any.
 func (a *adoption) eachSocket(f func(fd int, s socket, allowed bool) error) error {
-	pids, err := a.store.mount.processes(a.r.cg)
+	pids, err := a.store.mount.processes(a.r.cg.Path)
 	if err != nil {
 		return err
 	}
@@ -387,40 +387,14 @@ func (a *adoption) eachSocketOf(pid int, f func(fd int, s socket, allowed bool) 
 		}
 		allowed = err == nil
 	}
-	dir := fmt.Sprintf("/proc/%d/fd", pid)
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return fmt.Errorf("list its descriptors: %w", err)
-	}
-	pidfd := -1
-	for _, e := range entries {
-		name, err := os.Readlink(filepath.Join(dir, e.Name()))
-		if err != nil {
-			continue // closed meanwhile
-		}
-		if !strings.HasPrefix(name, "socket:[") {
-			continue
-		}
-		fd, err := strconv.Atoi(e.Name())
-		if err != nil {
-			return fmt.Errorf("list its descriptors: %w", err)
-		}
-		if pidfd < 0 {
-			if pidfd, err = unix.PidfdOpen(pid, 0); err != nil {
-				return fmt.Errorf("open process: %w", err)
-			}
-			defer unix.Close(pidfd)
-		}
-		if err := withSocket(pidfd, fd, func(own int, s socket) error {
+	return eachSocketOf(pid, func(_ uint64, take takeSocket) error {
+		return take(func(own int, s socket) error {
 			if s.family == unix.AF_UNIX || s.family == unix.AF_NETLINK {
 				return nil
 			}
 			return f(own, s, allowed)
-		}); err != nil {
-			return fmt.Errorf("look at its descriptor %d: %w", fd, err)
-		}
-	}
-	return nil
+		})
+	})
 }
 
 // ownsProcess tells whether a process of the container's cgroup is the
@@ -464,10 +438,10 @@ func inPidns(pid int, want uint32) (bool, error) {
 }
 
 // processes returns the processes of a cgroup and of those below it.
-func (m Mount) processes(cg *Cgroup) (pids []int, err error) {
-	rel, err := filepath.Rel(m.Root, cg.Path)
+func (m Mount) processes(path string) (pids []int, err error) {
+	rel, err := filepath.Rel(m.Root, path)
 	if err != nil {
-		return nil, fmt.Errorf("list processes of cgroup %s: %w", cg.Path, err)
+		return nil, fmt.Errorf("list processes of cgroup %s: %w", path, err)
 	}
 	err = filepath.WalkDir(filepath.Join(m.Dir, rel), func(dir string, e fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) || err == nil && !e.IsDir() {
@@ -484,7 +458,7 @@ func (m Mount) processes(cg *Cgroup) (pids []int, err error) {
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("list processes of cgroup %s: %w", cg.Path, err)
+		return nil, fmt.Errorf("list processes of cgroup %s: %w", path, err)
 	}
 	slices.Sort(pids)
 	return slices.Compact(pids), nil

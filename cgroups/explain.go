@@ -314,7 +314,7 @@ func (s *Store) isLocal(cookie uint64, a netip.Addr) (bool, error) {
 // listenerAt returns the container whose socket takes what is sent to an address
 // of the pod, or nil. A socket of that very address goes before one of all.
 func (s *Store) listenerAt(all []member, cookie uint64, a netip.Addr, proto uint8, port uint16) (*member, error) {
-	rows, err := s.sockets()
+	rows, err := s.sockets(cookie, all)
 	if err != nil {
 		return nil, err
 	}
@@ -331,14 +331,14 @@ func (s *Store) listenerAt(all []member, cookie uint64, a netip.Addr, proto uint
 	for i := range rows {
 		r := &rows[i]
 		at := localOf(r).Addr()
-		if r.Sock.NetnsCookie != cookie || r.Proto != proto || r.Lport != port || r.Rport != 0 {
+		if r.proto != proto || r.local.Port() != port || r.remote.Port() != 0 {
 			continue
 		}
 		if at != a && (!at.IsUnspecified() || at.Is4() && a.Is6()) || exact && at != a {
 			continue
 		}
 		for j := range all {
-			if all[j].entry.CgroupId == r.Sock.CgroupId {
+			if all[j].entry.CgroupId == r.record.CgroupId {
 				best, exact = &all[j], at == a
 			}
 		}

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"math"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -97,6 +98,60 @@ func socketOf(pidfd, fd int) (s socket, found bool, err error) {
 		return nil
 	})
 	return s, found, err
+}
+
+// takeSocket calls a func with a descriptor of this process' own for a socket, and what
+// it is; not if it was closed meanwhile.
+type takeSocket func(func(own int, s socket) error) error
+
+// eachSocketOf calls f with the inode of each socket that a process has a descriptor of.
+func eachSocketOf(pid int, f func(inode uint64, take takeSocket) error) error {
+	dir := fmt.Sprintf("/proc/%d/fd", pid)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("list its descriptors: %w", err)
+	}
+	pidfd := -1
+	for _, e := range entries {
+		name, err := os.Readlink(filepath.Join(dir, e.Name()))
+		if err != nil {
+			continue // closed meanwhile
+		}
+		number, ok := strings.CutPrefix(name, "socket:[")
+		if !ok {
+			continue
+		}
+		inode, err := strconv.ParseUint(strings.TrimSuffix(number, "]"), 10, 64)
+		if err != nil {
+			return fmt.Errorf("list its descriptors: %w", err)
+		}
+		fd, err := strconv.Atoi(e.Name())
+		if err != nil {
+			return fmt.Errorf("list its descriptors: %w", err)
+		}
+		take := func(use func(own int, s socket) error) error {
+			if pidfd < 0 {
+				var err error
+				if pidfd, err = unix.PidfdOpen(pid, 0); err != nil {
+					return fmt.Errorf("open process: %w", err)
+				}
+			}
+			return withSocket(pidfd, fd, use)
+		}
+		if err := f(inode, take); err != nil {
+			err = fmt.Errorf("look at its descriptor %d: %w", fd, err)
+			return errors.Join(err, closeDescriptor(pidfd))
+		}
+	}
+	return closeDescriptor(pidfd)
+}
+
+// closeDescriptor closes one that may be none: -1.
+func closeDescriptor(fd int) error {
+	if fd < 0 {
+		return nil
+	}
+	return unix.Close(fd)
 }
 
 // withSocket calls f with a descriptor of the socket that is descriptor fd of a

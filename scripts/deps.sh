@@ -80,7 +80,7 @@ generate() { packages clang-19 llvm-19 libbpf-dev linux-libc-dev clang-format; }
 runtimes() {
 	packages podman runc crun conmon netavark aardvark-dns catatonit \
 		haproxy nginx-light busybox-static iproute2 iptables nftables \
-		containernetworking-plugins libseccomp-dev pkg-config \
+		containernetworking-plugins libseccomp-dev pkg-config docker.io containerd \
 		qemu-system-x86 kmod xz-utils gcc libc6-dev procps
 }
 
@@ -92,7 +92,8 @@ test)
 	runtimes
 	packages shellcheck
 	"$root/scripts/vm-kernels.sh" >&2
-	"$root/scripts/tools.sh" >/dev/null
+	"$root/scripts/tools.sh" containerd >/dev/null
+	"$root/scripts/tools.sh" docker >/dev/null
 	;;
 *) die "usage: deps.sh build|generate|test" ;;
 esac

@@ -344,20 +344,6 @@ struct sg_sock {
 };
 _Static_assert(sizeof(struct sg_sock) == 48, "ABI");
 
-/* A socket and its record, as the iterator of socks.bpf.c gives them. */
-struct sg_sock_row {
-	struct sg_sock sock;
-	struct sg_addr local;
-	struct sg_addr remote;
-	__u64 cookie; /* SO_COOKIE */
-	__u16 lport;
-	__u16 rport;
-	__u16 family; /* AF_INET or AF_INET6 */
-	__u8 proto; /* IPPROTO_* */
-	__u8 state; /* BPF_TCP_* */
-};
-_Static_assert(sizeof(struct sg_sock_row) == 96, "ABI");
-
 /* A connection on loopback as its client sees it: key of map origdst. */
 struct sg_tuple {
 	__u64 netns_cookie;
