@@ -420,7 +420,11 @@ func (s *Store) cgroupsOf(id string) ([]uint64, error) {
 }
 
 // Collected counts what Collect removed.
-type Collected struct{ Containers, Pods int }
+type Collected struct {
+	Containers, Pods int
+	// Left are the names of the pods that stay: with a container, or with any process.
+	Left []string
+}
 
 // Collect removes containers whose cgroup is gone or empty, and pods in whose namespace
 // no container is registered and no process lives: what ended without a hook.
@@ -449,7 +453,7 @@ func (s *Store) collect(dying int) (Collected, error) {
 	if err := s.sweep(); err != nil {
 		return n, err
 	}
-	n.Pods, err = s.collectPods(dying)
+	err = s.collectPods(dying, &n)
 	return n, err
 }
 

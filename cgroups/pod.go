@@ -355,11 +355,11 @@ func deleteKeys[K any](m *ebpf.Map, match func(*K) bool) error {
 	return nil
 }
 
-// collectPods removes the pods that nothing is left of but process dying.
-func (s *Store) collectPods(dying int) (int, error) {
+// collectPods removes the pods that nothing is left of but process dying, and says so in n.
+func (s *Store) collectPods(dying int, n *Collected) error {
 	cookies, err := s.podCookies()
 	if err != nil || len(cookies) == 0 {
-		return 0, err
+		return err
 	}
 	busy := make(map[uint64]bool)
 	var id uint64
@@ -369,33 +369,31 @@ func (s *Store) collectPods(dying int) (int, error) {
 		busy[c.NetnsCookie] = true
 	}
 	if err := it.Err(); err != nil {
-		return 0, fmt.Errorf("list containers: %w", err)
+		return fmt.Errorf("list containers: %w", err)
 	}
 	var used map[uint64]bool
-	n := 0
 	for _, cookie := range cookies {
-		if busy[cookie] {
-			continue
-		}
-		if used == nil {
-			if used, err = netnsInUse(dying); err != nil {
-				return n, err
-			}
-		}
 		var info bpf.PodInfo
 		err := s.maps.PodInfo.Lookup(cookie, &info)
+		known := err == nil
 		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return n, fmt.Errorf("look up pod: %w", err)
+			return fmt.Errorf("look up pod: %w", err)
 		}
-		if err == nil && used[info.NetnsIno] {
+		if !busy[cookie] && used == nil {
+			if used, err = netnsInUse(dying); err != nil {
+				return err
+			}
+		}
+		if busy[cookie] || known && used[info.NetnsIno] {
+			n.Left = append(n.Left, bpf.CString(info.Pod[:]))
 			continue
 		}
 		if err := s.removePod(cookie); err != nil {
-			return n, err
+			return err
 		}
-		n++
+		n.Pods++
 	}
-	return n, nil
+	return nil
 }
 
 // podCookies returns all pods that have pins or a map entry, sorted.

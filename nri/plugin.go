@@ -428,6 +428,12 @@ func (p *plugin) forget(event string, s *api.PodSandbox, told *api.Container) er
 		if !one.managed {
 			return nil
 		}
+		if len(one.containers) == 0 {
+			// The pod may end with it: containerd 2.4 tells of no end of a pod that began before
+			// containerd's own last start.
+			p.pods.end(one.name)
+			defer p.collectSoon()
+		}
 		return p.kernel.forget(p.config.Load(), told.GetId())
 	})
 }
@@ -449,10 +455,18 @@ func (p *plugin) end(event string, s *api.PodSandbox) error {
 		if one == nil || !one.managed {
 			return nil
 		}
+		p.pods.end(one.name)
 		p.collectSoon()
 		return nil
 	})
 }
+
+// How often, and after which first pause, is looked again for a pod that has ended and in whose
+// namespace something still lives: what takes the network down, or what was entered from the host.
+const (
+	collectTries = 8
+	collectPause = 50 * time.Millisecond
+)
 
 // collectSoon forgets what has ended, beside: it looks at all containers of the node, and what
 // it is late with stays closed. One that waits to begin does for all who asked.
@@ -463,12 +477,26 @@ func (p *plugin) collectSoon() {
 		return
 	}
 	go func() {
-		p.catching <- struct{}{}
-		<-p.collecting
-		defer func() { <-p.catching }()
-		if _, err := p.kernel.collect(p.config.Load()); err != nil {
-			p.log.Errorf("forgetting what has ended: %v", err)
+		pause := collectPause
+		for range collectTries {
+			p.catching <- struct{}{}
+			select { // whoever asks from now on is too late for this round
+			case <-p.collecting:
+			default:
+			}
+			gone := p.pods.ended()
+			n, err := p.kernel.collect(p.config.Load())
+			<-p.catching
+			if err != nil {
+				p.log.Errorf("forgetting what has ended: %v", err)
+			}
+			if gone = p.pods.collected(gone, n.Left); len(gone) == 0 {
+				return
+			}
+			time.Sleep(pause)
+			pause *= 2
 		}
+		p.pods.collected(p.pods.ended(), nil) // whatever lives there, it is closed
 	}()
 }
 

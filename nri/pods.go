@@ -76,6 +76,8 @@ func (p *pod) own(c *api.Container) (policy.Request, error) {
 type pods struct {
 	mu   sync.Mutex
 	byID map[string]*pod
+	// gone are names of pods that have ended and may not be collected yet.
+	gone map[string]bool
 }
 
 func (p *pods) get(id string) *pod {
@@ -100,7 +102,35 @@ func (p *pods) remove(id string) {
 func (p *pods) reset() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.byID = make(map[string]*pod)
+	p.byID, p.gone = make(map[string]*pod), make(map[string]bool)
+}
+
+// end notes that a pod has ended.
+func (p *pods) end(name string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.gone[name] = true
+}
+
+// ended returns the names of those that have ended and may not be collected yet.
+func (p *pods) ended() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Collect(maps.Keys(p.gone))
+}
+
+// collected notes which of those that have ended are collected: all but left. It returns the others.
+func (p *pods) collected(ended, left []string) (others []string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, name := range ended {
+		if slices.Contains(left, name) {
+			others = append(others, name)
+		} else {
+			delete(p.gone, name)
+		}
+	}
+	return others
 }
 
 // podName is the name of a pod for people, as kubectl writes it.

@@ -129,7 +129,7 @@ const cniConfig = `{"cniVersion": "1.0.0", "name": "lab", "plugins": [{"type": "
 func newContainerd(ctx context.Context, l *Lab, n *Node, opts ContainerdOptions) (*Containerd, error) {
 	e := &Containerd{lab: l, opts: opts, dir: filepath.Join(l.Dir, "containerd"), node: n}
 	var err error
-	if e.tools, err = toolsDir(ctx); err != nil {
+	if e.tools, err = toolsDir(ctx, containerdTools, containerdToolsEnv); err != nil {
 		return nil, err
 	}
 	for _, d := range []string{"cni", "plugins", "conf.d", "root", "logs"} {
@@ -346,20 +346,12 @@ func (e *Containerd) ctr(ctx context.Context, namespace string, args ...string) 
 
 // importImages gives CRI the lab's images, and leaves them for ctr to import.
 func (e *Containerd) importImages(ctx context.Context) error {
-	app, err := appImage(e.lab.Prober)
-	if err != nil {
-		return err
-	}
-	haproxy, err := haproxyImage()
-	if err != nil {
-		return err
-	}
-	pause, err := pauseImage()
+	images, err := allImages(e.lab.Prober)
 	if err != nil {
 		return err
 	}
 	file := e.archive()
-	if err := writeArchive(file, map[string]*image{pauseName: pause, AppImage + ":latest": app, SidecarImage + ":latest": haproxy}); err != nil {
+	if err := writeArchive(file, images); err != nil {
 		return fmt.Errorf("write %s: %w", file, err)
 	}
 	_, err = e.Ctr(ctx, criNamespace, "images", "import", "--local", file)
@@ -626,6 +618,8 @@ func (e *Containerd) remove(ctx context.Context, c *Container) error {
 	return nil
 }
 
+func (e *Containerd) log(c *Container) ([]byte, error) { return os.ReadFile(c.logPath) }
+
 func (e *Containerd) wait(ctx context.Context, c *Container) error {
 	return WaitFor(Patience, "the end of "+c.Name, func() (bool, error) {
 		r, err := e.Runtime.ContainerStatus(ctx, &cri.ContainerStatusRequest{ContainerId: c.ID})
@@ -664,20 +658,59 @@ func (e *Containerd) removePod(ctx context.Context, p *Pod) error {
 	return e.removeSandbox(ctx, p.infra.ID, p.Name)
 }
 
-// RemoveAll kills and removes all pods.
+// removeWorkers is how many pods RemoveAll removes at a time: most of it is waiting.
+const removeWorkers = 4
+
+// RemoveAll kills and removes all pods, each in a limited time: containerd may wait for ever for a container's end. Where
+// it does, the error is long, since it has what containerd's goroutines wait for.
 func (e *Containerd) RemoveAll(ctx context.Context) error {
 	r, err := e.Runtime.ListPodSandbox(ctx, &cri.ListPodSandboxRequest{})
 	if err != nil {
 		return err
 	}
-	var errs []error
-	for _, p := range r.Items {
+	errs := make([]error, len(r.Items))
+	next := make(chan int)
+	var workers sync.WaitGroup
+	for range removeWorkers {
+		workers.Go(func() {
+			for i := range next {
+				limited, cancel := context.WithTimeout(ctx, 2*Patience)
+				errs[i] = e.removeSandbox(limited, r.Items[i].Id, r.Items[i].Metadata.Name)
+				if limited.Err() != nil && ctx.Err() == nil {
+					errs[i] = fmt.Errorf("%w: containerd waits:\n%s", errs[i], e.stacks())
+				}
+				cancel()
+			}
+		})
+	}
+	for i := range r.Items {
 		if ctx.Err() != nil {
 			break
 		}
-		errs = append(errs, e.removeSandbox(ctx, p.Id, p.Metadata.Name))
+		next <- i
 	}
+	close(next)
+	workers.Wait()
 	return errors.Join(append(errs, ctx.Err())...)
+}
+
+// stacks lets containerd say what its goroutines do (SIGUSR1).
+func (e *Containerd) stacks() string {
+	before, _ := e.Log()
+	if err := e.daemon.cmd.Process.Signal(syscall.SIGUSR1); err != nil {
+		return err.Error()
+	}
+	const end = "=== END goroutine stack dump"
+	var text string
+	err := WaitFor(Patience, "the stacks of containerd", func() (bool, error) {
+		log, err := e.Log()
+		text = string(log[min(len(before), len(log)):])
+		return strings.Contains(text, end), err
+	})
+	if err != nil {
+		return err.Error()
+	}
+	return text
 }
 
 func (e *Containerd) removeSandbox(ctx context.Context, id, name string) error {

@@ -31,7 +31,7 @@ func TestContainerd(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &containerdTest{l, ctx, opts}
+	c := &containerdTest{runtimeTest{l, ctx}, opts}
 	for _, one := range []struct {
 		name string
 		run  func(*testing.T)
@@ -61,14 +61,19 @@ func TestContainerd(t *testing.T) {
 	wantTraces(t, before)
 }
 
-type containerdTest struct {
+// runtimeTest has what is the same for every container runtime.
+type runtimeTest struct {
 	*lab.Lab
-	ctx  context.Context
+	ctx context.Context
+}
+
+type containerdTest struct {
+	runtimeTest
 	opts lab.ContainerdOptions
 }
 
 // newPod starts a pod that is removed before the test ends.
-func (c *containerdTest) newPod(t *testing.T, opts lab.PodOptions) (p *lab.Pod, remove func()) {
+func (c *runtimeTest) newPod(t *testing.T, opts lab.PodOptions) (p *lab.Pod, remove func()) {
 	t.Helper()
 	p, err := c.NewPod(c.ctx, opts)
 	if err != nil {
@@ -82,7 +87,7 @@ func (c *containerdTest) newPod(t *testing.T, opts lab.PodOptions) (p *lab.Pod, 
 }
 
 // wantReached wants that app and outside reach each other with their own addresses.
-func (c *containerdTest) wantReached(t *testing.T, pod *lab.Pod, app *lab.Container, nonce string) {
+func (c *runtimeTest) wantReached(t *testing.T, pod *lab.Pod, app *lab.Container, nonce string) {
 	t.Helper()
 	for _, v6 := range []bool{false, true} {
 		nonce := fmt.Sprintf("%s-%t", nonce, v6)
@@ -376,8 +381,7 @@ func traces(t *testing.T) []string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	path, _ := strings.CutPrefix(strings.TrimSpace(string(own)), "0::")
-	root := filepath.Dir("/sys/fs/cgroup" + path)
+	root := filepath.Dir("/sys/fs/cgroup" + cgroup2(own))
 	err = filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
 		if err != nil || !d.IsDir() || p == filepath.Join(root, "pods") {
 			return nil
@@ -397,6 +401,16 @@ func traces(t *testing.T) []string {
 	}
 	slices.Sort(all)
 	return all
+}
+
+// cgroup2 returns the cgroup in a listing of /proc/PID/cgroup, which also has those of cgroup v1 on some machines.
+func cgroup2(listing []byte) string {
+	for line := range strings.Lines(string(listing)) {
+		if path, ok := strings.CutPrefix(strings.TrimSpace(line), "0::"); ok {
+			return path
+		}
+	}
+	return ""
 }
 
 // wantTraces wants to see nothing but what was there before. Devices and shims end some time after the pod.

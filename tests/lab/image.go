@@ -94,6 +94,23 @@ func (e *imageEntry) write(tw *tar.Writer) error {
 	return err
 }
 
+// allImages returns the lab's images by name.
+func allImages(prober string) (map[string]*image, error) {
+	app, err := appImage(prober)
+	if err != nil {
+		return nil, err
+	}
+	haproxy, err := haproxyImage()
+	if err != nil {
+		return nil, err
+	}
+	pause, err := pauseImage()
+	if err != nil {
+		return nil, err
+	}
+	return map[string]*image{pauseName: pause, AppImage + ":latest": app, SidecarImage + ":latest": haproxy}, nil
+}
+
 // appImage has busybox and the prober.
 func appImage(prober string) (*image, error) {
 	i := &image{}

@@ -41,6 +41,8 @@ type Options struct {
 	Log io.Writer
 	// Containerd, if set, makes the lab have a containerd instead of podman.
 	Containerd *ContainerdOptions
+	// Docker, if set, makes it have a Docker instead.
+	Docker *DockerOptions
 }
 
 // A Lab is an outside and a container runtime in a node. Its methods may be used by several goroutines, but there can only be one lab open at a
@@ -49,9 +51,10 @@ type Lab struct {
 	Dir     string   // temporary directory
 	Prober  string   // static prober binary
 	Outside *Outside // the world
-	// The container runtime: one of the two.
+	// The container runtime: one of these.
 	Podman     *Podman
 	Containerd *Containerd
+	Docker     *Docker
 
 	log      io.Writer
 	logMu    sync.Mutex
@@ -96,16 +99,25 @@ func (l *Lab) build(ctx context.Context, n *Node, opts Options) (err error) {
 		}
 		return nil
 	}
+	if opts.Docker != nil {
+		if l.Docker, err = newDocker(ctx, l, n, *opts.Docker); err != nil {
+			return fmt.Errorf("docker: %w", err)
+		}
+		return nil
+	}
 	if l.Podman, err = newPodman(ctx, l, n); err != nil {
 		return fmt.Errorf("podman: %w", err)
 	}
 	return nil
 }
 
-// PodBridge returns the device in the node to which the pods are linked. It exists while a pod does.
+// PodBridge returns the device in the node to which the pods are linked. It exists while a pod does; Docker's also longer.
 func (l *Lab) PodBridge() string {
-	if l.Containerd != nil {
+	switch {
+	case l.Containerd != nil:
 		return cniBridge
+	case l.Docker != nil:
+		return dockerBridge
 	}
 	return l.Podman.Bridge()
 }
@@ -141,6 +153,9 @@ func (l *Lab) teardown() error {
 	}
 	if l.Containerd != nil {
 		errs = append(errs, l.Containerd.close())
+	}
+	if l.Docker != nil {
+		errs = append(errs, l.Docker.close())
 	}
 	if l.Outside != nil {
 		errs = append(errs, l.Outside.close())

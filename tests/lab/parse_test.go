@@ -164,6 +164,19 @@ func TestWriteHooks(t *testing.T) {
 	}
 }
 
+func TestCRILog(t *testing.T) {
+	got, err := criLog([]byte(`{"log":"a \"line\"\n","stream":"stdout","time":"2026-01-02T03:04:05.6Z"}
+{"log":"part","stream":"stderr","time":"2026-01-02T03:04:06Z"}
+{"log":"unfini`))
+	want := "2026-01-02T03:04:05.6Z stdout F a \"line\"\n2026-01-02T03:04:06Z stderr P part\n"
+	if err != nil || string(got) != want {
+		t.Errorf("got %q, %v", got, err)
+	}
+	if _, err := criLog([]byte("no\n")); err == nil {
+		t.Error("no error")
+	}
+}
+
 func TestWaitFor(t *testing.T) {
 	n := 0
 	if err := WaitFor(time.Second, "three", func() (bool, error) { n++; return n == 3, nil }); err != nil || n != 3 {

@@ -29,11 +29,15 @@ type PodOptions struct {
 	// SharePID gives the pod's containers one PID namespace.
 	SharePID bool
 
-	// Of a CRI pod. podman's have none of these.
-	Name                string // "" for a new one
-	Namespace           string // Kubernetes'; "" for "lab"
-	Labels, Annotations map[string]string
-	HostNetwork         bool // the node's; the pod has no addresses then
+	// Of a CRI pod and a Docker one. podman's have none of these.
+	Name                string            // "" for a new one
+	Namespace           string            // Kubernetes'; "" for "lab"
+	Labels, Annotations map[string]string // both are labels of the infra container in Docker
+	HostNetwork         bool              // the node's; the pod has no addresses then
+
+	// Of a Docker pod.
+	Network string   // Docker's name of it; "" for Docker's bridge, "none" for none
+	Flags   []string // more flags of docker run for the infra container
 }
 
 // A Pod is a pod of one of the lab's container runtimes, with an infra container, on the lab's network.
@@ -62,6 +66,8 @@ type engine interface {
 	stop(ctx context.Context, c *Container) error
 	start(ctx context.Context, c *Container) error
 	remove(ctx context.Context, c *Container) error
+	// log returns what c wrote, in CRI's format.
+	log(c *Container) ([]byte, error)
 	wait(ctx context.Context, c *Container) error
 	pid(ctx context.Context, c *Container) (int, error)
 	removePod(ctx context.Context, p *Pod) error
@@ -70,7 +76,7 @@ type engine interface {
 // A Container is one of the lab's container runtimes.
 type Container struct {
 	Name    string
-	ID      string // the runtime's, of a CRI container
+	ID      string // the runtime's, of a CRI or Docker container
 	lab     *Lab
 	engine  engine
 	logPath string
@@ -85,15 +91,15 @@ type Container struct {
 	shell *session // nil until the first Probe, and after an error
 }
 
-// ContainerOptions configures a container of a pod. The zero value is a container with podman's defaults and no annotations.
+// ContainerOptions configures a container of a pod. The zero value is a container with the runtime's defaults and no annotations.
 type ContainerOptions struct {
-	Annotations map[string]string
-	CapAdd      []string // such as NET_ADMIN
-	Unconfined  bool     // no seccomp filter: podman's default one hides what a test wants to see denied by others
-	HostCgroups bool     // the host's cgroup file system, writable, at HostCgroups, and the host's cgroup namespace
-	User        string   // as podman run --user has it; "" for root
-	Flags       []string // more flags of podman run
-	Args        []string // instead of the default program and arguments
+	Annotations map[string]string // labels in Docker
+	CapAdd      []string          // such as NET_ADMIN
+	Unconfined  bool              // no seccomp filter: podman's default one hides what a test wants to see denied by others
+	HostCgroups bool              // the host's cgroup file system, writable, at HostCgroups, and the host's cgroup namespace
+	User        string            // as podman run --user has it; "" for root
+	Flags       []string          // more flags of podman run, or docker run
+	Args        []string          // instead of the default program and arguments
 	// Files are inherited by the first process, from descriptor 3 on.
 	Files []*os.File
 }
@@ -104,8 +110,11 @@ const HostCgroups = "/host-cgroups"
 // NewPod creates and starts a pod of the lab's container runtime, and waits until its addresses are there. Its infra container is made
 // from catatonit.
 func (l *Lab) NewPod(ctx context.Context, opts PodOptions) (*Pod, error) {
-	if l.Containerd != nil {
+	switch {
+	case l.Containerd != nil:
 		return l.Containerd.NewPod(ctx, opts)
+	case l.Docker != nil:
+		return l.Docker.NewPod(ctx, opts)
 	}
 	podman := l.Podman
 	p := &Pod{Name: fmt.Sprintf("pod%d", podman.pods.Add(1)), lab: l, engine: podman, dir: podman.dir, opts: opts}
@@ -231,6 +240,9 @@ func (e *Podman) run(ctx context.Context, p *Pod, c *Container, image string, op
 
 // Run starts a container of image that is in no pod, on the pods' network unless opts.Flags say another.
 func (l *Lab) Run(ctx context.Context, name, image string, pod PodOptions, opts ContainerOptions) (*Container, error) {
+	if l.Docker != nil {
+		return l.Docker.runAlone(ctx, name, image, pod, opts)
+	}
 	c := &Container{Name: name, lab: l, engine: l.Podman, opts: pod, logPath: filepath.Join(l.Podman.dir, name+".log")}
 	args := []string{"run", "--detach", "--name", name, "--log-opt", "path=" + c.logPath}
 	if !slices.Contains(opts.Flags, "--network") {
@@ -462,8 +474,10 @@ func (e *Podman) pid(ctx context.Context, c *Container) (int, error) {
 	return pid, nil
 }
 
-// Log returns what the container wrote, in CRI's format, which is also podman's k8s-file.
-func (c *Container) Log() ([]byte, error) { return os.ReadFile(c.logPath) }
+// Log returns what the container wrote, in CRI's format, which is also podman's k8s-file. Docker's goes away with the container.
+func (c *Container) Log() ([]byte, error) { return c.engine.log(c) }
+
+func (e *Podman) log(c *Container) ([]byte, error) { return os.ReadFile(c.logPath) }
 
 // Results returns what a prober that is the container's own program has printed.
 func (c *Container) Results() ([]Result, error) {

@@ -12,9 +12,15 @@ import (
 	"strings"
 )
 
-// toolsDir returns the directory of containerd, its shim, ctr and runc, which scripts/tools.sh builds if it has not yet.
-func toolsDir(ctx context.Context) (string, error) {
-	if dir := os.Getenv("SIDEGATE_TOOLS"); dir != "" {
+// What scripts/tools.sh builds, and the variable that names its directory where it need not.
+const (
+	containerdTools, containerdToolsEnv = "containerd", "SIDEGATE_TOOLS" // containerd, its shim, ctr and runc
+	dockerTools, dockerToolsEnv         = "docker", "SIDEGATE_DOCKER_TOOLS"
+)
+
+// toolsDir returns the directory of what scripts/tools.sh builds, if it has not yet.
+func toolsDir(ctx context.Context, what, env string) (string, error) {
+	if dir := os.Getenv(env); dir != "" {
 		return dir, nil
 	}
 	_, self, _, _ := runtime.Caller(0)
@@ -26,7 +32,7 @@ func toolsDir(ctx context.Context) (string, error) {
 		}
 		script = filepath.Join(strings.TrimSpace(string(out)), "scripts/tools.sh")
 	}
-	cmd := exec.CommandContext(ctx, script)
+	cmd := exec.CommandContext(ctx, script, what)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
 	if err != nil {
