@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -817,15 +816,5 @@ func (s *Store) closeAdopted(a *adoption) error {
 		return err
 	}
 	list = slices.DeleteFunc(list, func(m member) bool { return m.entry.NetnsCookie != a.r.ns.Cookie })
-	keys, err := keysOf[bpf.PodAddr](s.maps.PodAddrs)
-	if err != nil {
-		return err
-	}
-	addrs := make(map[netip.Addr]bool)
-	for _, k := range keys {
-		if k.NetnsCookie == a.r.ns.Cookie {
-			addrs[netip.AddrFrom16(k.Addr.B).Unmap()] = true
-		}
-	}
-	return s.closeDenied(a.r.pol, list, addrs)
+	return s.closeDenied(a.r.pol, list, true)
 }

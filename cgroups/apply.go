@@ -85,7 +85,7 @@ func (s *Store) replacePolicy(have, next *applied, c *policy.Compiled) error {
 			errs = append(errs, s.trimExecutables(list[i].entry, c, list[i].root()))
 		}
 	}
-	return errors.Join(append(errs, s.closeDenied(next, list, nil))...)
+	return errors.Join(append(errs, s.closeDenied(next, list, false))...)
 }
 
 // prepare gives each container what it needs under pol and had not under have.

@@ -16,13 +16,14 @@ import (
 
 // closeDenied closes the connections that pol does not allow any more, of the
 // containers that are under it: their packets may not be looked at again, inside
-// a pod only the first one is. A connection to one of addrs, or loopback, whose
-// other end has no record is left alone, unless addrs is nil.
-func (s *Store) closeDenied(pol *applied, list []member, addrs map[netip.Addr]bool) error {
+// a pod only the first one is. A TCP connection inside a pod whose other end has no
+// record is about to end, or was made by nobody who could still send on it; so may
+// the other end of anything be while containers are being adopted.
+func (s *Store) closeDenied(pol *applied, list []member, adopting bool) error {
 	if pol.entry.Flags&bpf.PolicyAudit != 0 {
 		return nil
 	}
-	denied, err := s.denied(pol, list, addrs)
+	denied, err := s.denied(pol, list, adopting)
 	if err != nil || len(denied) == 0 {
 		return err
 	}
@@ -34,7 +35,7 @@ func (s *Store) closeDenied(pol *applied, list []member, addrs map[netip.Addr]bo
 		return err
 	}
 	// The kernel says ENOENT of a socket that is gone, and there may be new ones.
-	if denied, err = s.denied(pol, list, addrs); err != nil {
+	if denied, err = s.denied(pol, list, adopting); err != nil {
 		return err
 	}
 	for cookie, socks := range denied {
@@ -56,8 +57,18 @@ func isClosing(r *sock) bool {
 }
 
 // denied returns the connections that pol does not allow, by pod.
-func (s *Store) denied(pol *applied, list []member, addrs map[netip.Addr]bool) (map[uint64][]*sock, error) {
-	j := judge{tables: &tables{maps: s.maps, pol: pol}, members: make(map[uint64]*member), byTuple: make(map[tuple]*sock), addrs: addrs}
+func (s *Store) denied(pol *applied, list []member, adopting bool) (map[uint64][]*sock, error) {
+	j := judge{
+		tables: &tables{maps: s.maps, pol: pol}, members: make(map[uint64]*member), byTuple: make(map[tuple]*sock),
+		addrs: make(map[bpf.PodAddr]bool), adopting: adopting,
+	}
+	keys, err := keysOf[bpf.PodAddr](s.maps.PodAddrs)
+	if err != nil {
+		return nil, err
+	}
+	for _, k := range keys {
+		j.addrs[k] = true
+	}
 	var rows []sock
 	seen := make(map[uint64]bool)
 	for i := range list {
@@ -90,7 +101,15 @@ type judge struct {
 	tables  *tables
 	members map[uint64]*member // by cgroup
 	byTuple map[tuple]*sock
-	addrs   map[netip.Addr]bool // as closeDenied has it
+	addrs   map[bpf.PodAddr]bool // of pods
+	// adopting is as closeDenied has it.
+	adopting bool
+}
+
+// inside tells whether a socket is connected to its own pod.
+func (j *judge) inside(r *sock) bool {
+	to := remoteOf(r).Addr()
+	return to.IsLoopback() || j.addrs[bpf.PodAddr{NetnsCookie: r.record.NetnsCookie, Addr: bpf.AddrFrom(to)}]
 }
 
 type tuple struct {
@@ -123,7 +142,7 @@ func (j *judge) denies(r *sock) bool {
 	case r.record.Flags&(bpf.SockRedirected|bpf.SockDNS) != 0:
 		q.Port = r.record.Orig.Port
 		q.From, q.To = owner.endpoint(), policy.Outside(netip.AddrFrom16(r.record.Orig.Addr.B).Unmap())
-	case peer == nil && j.addrs != nil && (remoteOf(r).Addr().IsLoopback() || j.addrs[remoteOf(r).Addr()]):
+	case peer == nil && (j.adopting || r.proto == unix.IPPROTO_TCP) && j.inside(r):
 		return false
 	case peer != nil && passive:
 		return false
