@@ -421,14 +421,14 @@ func (s *Store) cgroupsOf(id string) ([]uint64, error) {
 
 // Collected counts what Collect removed.
 type Collected struct {
-	Containers, Pods int
+	Containers, Pods, Endpoints int
 	// Left are the names of the pods that stay: with a container, or with any process.
 	Left []string
 }
 
 // Collect removes containers whose cgroup is gone or empty, and pods in whose namespace
 // no container is registered and no process lives: what ended without a hook.
-// A pod whose containers are down stays closed while anything runs in it.
+// With tcx it does what CollectEndpoints does. A pod whose containers are down stays closed while anything runs in it.
 func (s *Store) Collect() (Collected, error) { return s.collect(0) }
 
 func (s *Store) collect(dying int) (Collected, error) {
@@ -453,7 +453,14 @@ func (s *Store) collect(dying int) (Collected, error) {
 	if err := s.sweep(); err != nil {
 		return n, err
 	}
-	err = s.collectPods(dying, &n)
+	if err := s.collectPods(dying, &n); err != nil {
+		return n, err
+	}
+	// A filter has to be asked for in the namespace of its device, which
+	// whoever calls this may not be in.
+	if s.endpointsLoaded() && haveTCX() {
+		n.Endpoints, err = s.CollectEndpoints()
+	}
 	return n, err
 }
 
@@ -476,8 +483,11 @@ func (s *Store) registered() ([]uint64, error) {
 
 // sweep removes transactions that their process did not live to finish.
 func (s *Store) sweep() error {
-	for _, sub := range []string{"containers", "pods", "slots"} {
+	for _, sub := range []string{"containers", "pods", "slots", "", endpointDevices} {
 		entries, err := os.ReadDir(filepath.Join(s.dir, sub))
+		if errors.Is(err, fs.ErrNotExist) && sub == endpointDevices {
+			continue // nothing is guarded
+		}
 		if err != nil {
 			return fmt.Errorf("list %s: %w", sub, err)
 		}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 
 	"github.com/vishvananda/netns"
@@ -154,6 +155,16 @@ func processIn(want uint64) (int, error) {
 		}
 	})
 	return found, err
+}
+
+// Processes returns the processes in the namespace, but this one.
+func (n *Netns) Processes() (pids []int, err error) {
+	err = eachNetns(func(pid int, ino uint64) {
+		if ino == n.Ino && !slices.Contains(pids, pid) {
+			pids = append(pids, pid)
+		}
+	})
+	return pids, err
 }
 
 // inNewNetns runs f in a network namespace that ends with it.

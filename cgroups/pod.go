@@ -24,8 +24,9 @@ const (
 	pinLookup      = "lookup"
 	pinLoopback    = "loopback"
 	pinLoopbackOut = "loopback-out"
-	pinDevice      = "device-" // and the device's index
-	pinHost        = "host-"   // and the index of the device's other end
+	pinDevice      = "device-"    // and the device's index
+	pinDeviceOf    = "device-of-" // and the index of the other end of one that came later
+	pinHost        = "host-"      // and the index of the device's other end
 )
 
 // PodSpec is what a front-end knows of a pod.
@@ -159,6 +160,10 @@ func (s *Store) addPod(p *PodSpec, ns *Netns, pol *applied) error {
 	}
 	return s.transaction(s.path("pods", ns.Cookie), func(tmp string) error {
 		var peers []peer
+		attach := func(h deviceHook, name string) error {
+			h.pin = filepath.Join(tmp, name)
+			return h.do()
+		}
 		err := ns.Do(func() error {
 			nl, err := openNetlink()
 			if err != nil {
@@ -168,7 +173,7 @@ func (s *Store) addPod(p *PodSpec, ns *Netns, pol *applied) error {
 			if err := s.putAddrs(nl, ns.Cookie); err != nil {
 				return err
 			}
-			if peers, err = attachDevices(nl, progs, tmp); err != nil {
+			if peers, err = attachDevices(nl, progs, attach); err != nil {
 				return err
 			}
 			return reservePorts("/proc/sys/net/ipv4", pol.entry)
@@ -176,7 +181,7 @@ func (s *Store) addPod(p *PodSpec, ns *Netns, pol *applied) error {
 		if err != nil {
 			return err
 		}
-		if err := attachPeers(progs, ns, peers, tmp); err != nil {
+		if err := attachPeers(progs, ns, peers, attach); err != nil {
 			return err
 		}
 		l, err := link.AttachNetNs(int(ns.Handle), progs.Lookup)
@@ -198,27 +203,35 @@ func (s *Store) addPod(p *PodSpec, ns *Netns, pol *applied) error {
 // index in this namespace, if that one's other end is back.
 type peer struct{ index, back int }
 
+// attacher attaches a hook and pins it by this name.
+type attacher func(h deviceHook, name string) error
+
 // attachDevices attaches to every device of nl's namespace, which is the current
 // one, and returns the other ends of those that have one.
-func attachDevices(nl *netlink.Handle, progs *bpf.PodPrograms, dir string) (peers []peer, err error) {
+func attachDevices(nl *netlink.Handle, progs *bpf.PodPrograms, attach attacher) (peers []peer, err error) {
 	links, err := dump(nl.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list devices: %w", err)
 	}
 	for _, l := range links {
 		a := l.Attrs()
-		hooks := []deviceHook{{dev: l, prog: progs.Device, attach: ebpf.AttachTCXEgress, pin: filepath.Join(dir, fmt.Sprint(pinDevice, a.Index))}}
+		device := func(prog *ebpf.Program, at ebpf.AttachType, name string) error {
+			if err := attach(deviceHook{dev: l, prog: prog, attach: at}, name); err != nil {
+				return fmt.Errorf("attach to device %s: %w", a.Name, err)
+			}
+			return nil
+		}
 		if l.Type() == "loopback" || a.Name == "lo" {
 			// The end that marks before the end that wants the mark.
-			hooks = []deviceHook{
-				{dev: l, prog: progs.LoopbackOut, attach: ebpf.AttachTCXEgress, pin: filepath.Join(dir, pinLoopbackOut)},
-				{dev: l, prog: progs.Loopback, attach: ebpf.AttachTCXIngress, pin: filepath.Join(dir, pinLoopback)},
+			if err := device(progs.LoopbackOut, ebpf.AttachTCXEgress, pinLoopbackOut); err != nil {
+				return nil, err
 			}
+			err = device(progs.Loopback, ebpf.AttachTCXIngress, pinLoopback)
+		} else {
+			err = device(progs.Device, ebpf.AttachTCXEgress, fmt.Sprint(pinDevice, a.Index))
 		}
-		for _, hook := range hooks {
-			if err := hook.do(); err != nil {
-				return nil, fmt.Errorf("attach to device %s: %w", a.Name, err)
-			}
+		if err != nil {
+			return nil, err
 		}
 		if l.Type() == "veth" && a.ParentIndex != 0 {
 			peers = append(peers, peer{index: a.ParentIndex, back: a.Index})
@@ -230,7 +243,7 @@ func attachDevices(nl *netlink.Handle, progs *bpf.PodPrograms, dir string) (peer
 // attachPeers attaches to the other ends that are in this thread's namespace,
 // where nobody in the pod can reach. A device that only happens to have the
 // index says that its own other end is elsewhere.
-func attachPeers(progs *bpf.PodPrograms, ns *Netns, peers []peer, dir string) error {
+func attachPeers(progs *bpf.PodPrograms, ns *Netns, peers []peer, attach attacher) error {
 	if len(peers) == 0 {
 		return nil
 	}
@@ -254,8 +267,8 @@ func attachPeers(progs *bpf.PodPrograms, ns *Netns, peers []peer, dir string) er
 		if a := l.Attrs(); l.Type() != "veth" || a.ParentIndex != p.back || a.NetNsID != nsid {
 			continue
 		}
-		hook := deviceHook{dev: l, prog: progs.Host, attach: ebpf.AttachTCXIngress, pin: filepath.Join(dir, fmt.Sprint(pinHost, p.index))}
-		if err := hook.do(); err != nil {
+		hook := deviceHook{dev: l, prog: progs.Host, attach: ebpf.AttachTCXIngress}
+		if err := attach(hook, fmt.Sprint(pinHost, p.index)); err != nil {
 			return fmt.Errorf("attach to device %s: %w", l.Attrs().Name, err)
 		}
 	}

@@ -179,29 +179,30 @@ func (w *world) link() {
 // carrier up to a second late.
 func (w *world) waitLinks() {
 	w.t.Helper()
-	for _, end := range []struct {
-		ns  netns.NsHandle
-		dev string
-	}{{w.pod, "eth0"}, {w.outside, "out0"}} {
-		eventually(w.t, end.dev+" up with its addresses", func() (ok bool) {
-			must(w.t, inNS(end.ns, func() error {
-				l, err := netlink.LinkByName(end.dev)
-				if err != nil {
-					return err
-				}
-				addrs, err := netlink.AddrList(l, netlink.FAMILY_V6)
-				if errors.Is(err, netlink.ErrDumpInterrupted) {
-					return nil // ask again
-				}
-				ok = l.Attrs().OperState == netlink.OperUp && len(addrs) == 2
-				for _, a := range addrs {
-					ok = ok && a.Flags&unix.IFA_F_TENTATIVE == 0
-				}
+	w.waitLink(w.pod, "eth0")
+	w.waitLink(w.outside, "out0")
+}
+
+func (w *world) waitLink(ns netns.NsHandle, dev string) {
+	w.t.Helper()
+	eventually(w.t, dev+" up with its addresses", func() (ok bool) {
+		must(w.t, inNS(ns, func() error {
+			l, err := netlink.LinkByName(dev)
+			if err != nil {
 				return err
-			}))
-			return ok
-		})
-	}
+			}
+			addrs, err := netlink.AddrList(l, netlink.FAMILY_V6)
+			if errors.Is(err, netlink.ErrDumpInterrupted) {
+				return nil // ask again
+			}
+			ok = l.Attrs().OperState == netlink.OperUp && len(addrs) == 2
+			for _, a := range addrs {
+				ok = ok && a.Flags&unix.IFA_F_TENTATIVE == 0
+			}
+			return err
+		}))
+		return ok
+	})
 }
 
 // eventually polls until ok, or fails the test after a deadline.

@@ -31,7 +31,7 @@ const StateEnv = "SIDEGATE_STATE_DIR"
 func StateDir() string { return cmp.Or(os.Getenv(StateEnv), DefaultState) }
 
 // VersionDir returns where below the state directory this version has its pins:
-// maps, progs, guard, slots, pods and containers.
+// maps, progs, guard, slots, pods, containers and, where there are any, endpoints.
 func VersionDir(state string) string { return filepath.Join(state, fmt.Sprintf("v%d", bpf.ABI)) }
 
 var (
@@ -48,6 +48,8 @@ type Store struct {
 	lock  *os.File
 	mount Mount
 	maps  *bpf.Maps
+
+	endpoints *bpf.Endpoints // nil until something asks for them
 }
 
 // No dot: a BPF file system reserves names that have one.
@@ -314,15 +316,18 @@ func (s *Store) Close() error {
 	if s.maps != nil {
 		errs = append(errs, s.maps.Close())
 	}
+	if s.endpoints != nil {
+		errs = append(errs, s.endpoints.Close())
+	}
 	return errors.Join(append(errs, s.lock.Close())...)
 }
 
-// ErrManaged says that pods would lose their enforcement.
+// ErrManaged says that pods, or guarded endpoints, would lose their enforcement.
 var ErrManaged = errors.New("pods are managed")
 
 // Unload removes everything from the kernel: links, programs, maps and pins.
-// While pods are managed it returns ErrManaged, unless force is set: their
-// containers then go on without enforcement. It closes the store.
+// While pods are managed or endpoints guarded it returns ErrManaged, unless force
+// is set: their containers then go on without enforcement. It closes the store.
 func Unload(state string, force bool) (err error) {
 	s, err := OpenExisting(state)
 	if errors.Is(err, ErrNotLoaded) {
@@ -346,6 +351,9 @@ func Unload(state string, force bool) (err error) {
 		if err := s.removePod(cookie); err != nil {
 			return err
 		}
+	}
+	if err := s.forgetEndpoints(force); err != nil {
+		return err
 	}
 	// No longer there for anybody else, then taken apart: a process that is
 	// killed here leaves what the next one sweeps.

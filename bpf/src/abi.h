@@ -437,4 +437,36 @@ struct sg_rule_info {
 	__u8 text[SG_PATH];
 };
 
+enum sg_endpoint_flags {
+	SG_ENDPOINT_OPEN = 1, /* else nothing passes, either way */
+};
+
+/*
+ * What the other end of a guarded device may say of itself: value of map
+ * endpoints. An address that it does not have is 0.
+ */
+struct sg_endpoint {
+	struct sg_addr v4;
+	struct sg_addr v6;
+	__u8 mac[6];
+	__u8 flags; /* enum sg_endpoint_flags */
+	__u8 reserved;
+};
+_Static_assert(sizeof(struct sg_endpoint) == 40, "ABI");
+
+/* Why a packet was dropped at a guarded device. */
+enum sg_endpoint_drop {
+	SG_ENDPOINT_CLOSED = 0,
+	SG_ENDPOINT_MAC = 1, /* source MAC that is not its own */
+	SG_ENDPOINT_ADDRESS = 2, /* source address that is not its own */
+	SG_ENDPOINT_ETHERTYPE = 3, /* neither IP nor ARP, or in a VLAN */
+	SG_ENDPOINT_MALFORMED = 4, /* header that cannot be parsed */
+	SG_ENDPOINT_DROPS = 5,
+};
+
+struct sg_endpoint_counters {
+	__u64 v[SG_ENDPOINT_DROPS];
+};
+_Static_assert(sizeof(struct sg_endpoint_counters) == 40, "ABI");
+
 #endif

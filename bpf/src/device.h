@@ -8,33 +8,14 @@
 #ifndef SIDEGATE_DEVICE_H
 #define SIDEGATE_DEVICE_H
 
-#include <linux/if_ether.h>
-
 #include "packet.h"
 
-/* Multicast listener and neighbour discovery: RFC 3810, 4861. */
-#define SG_ICMPV6_RS 133
-#define SG_ICMPV6_NA 136
-#define SG_ICMPV6_MLD2_REPORT 143
 #define SG_MLD_RECORDS 8
 
 /* No frame that the kernel itself makes is longer. */
 #define SG_ARP_LEN (ETH_HLEN + 28)
 #define SG_RST6_LEN (ETH_HLEN + 40 + 20)
 #define SG_CTL_MAX (ETH_HLEN + 40 + 60)
-
-struct sg_arp {
-	__be16 hw;
-	__be16 proto;
-	__u8 hwlen;
-	__u8 protolen;
-	__be16 op;
-	__u8 sha[6];
-	__u8 spa[4];
-	__u8 tha[6];
-	__u8 tpa[4];
-};
-_Static_assert(sizeof(struct sg_arp) == 28, "RFC 826");
 
 SG_INLINE __u64 sg_dev_cookie(struct __sk_buff *skb)
 {

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * maps.h: every map once, and who inserts and who deletes.
+ * maps.h: every map once, but for those of guarded endpoints (endpoint.bpf.c),
+ * and who inserts and who deletes.
  * All of them are pinned by user space below the ABI's directory.
  */
 #ifndef SIDEGATE_MAPS_H

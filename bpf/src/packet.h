@@ -4,6 +4,7 @@
 #define SIDEGATE_PACKET_H
 
 #include <linux/bpf.h>
+#include <linux/if_ether.h>
 #include <linux/ip.h>
 #include <linux/ipv6.h>
 #include <linux/tcp.h>
@@ -17,6 +18,27 @@
 #define SG_TCP_SYN 0x02
 #define SG_TCP_RST 0x04
 #define SG_TCP_ACK 0x10
+
+/* Multicast listener and neighbour discovery: RFC 3810, 4861. */
+#define SG_ICMPV6_RS 133
+#define SG_ICMPV6_RA 134
+#define SG_ICMPV6_NS 135
+#define SG_ICMPV6_NA 136
+#define SG_ICMPV6_REDIRECT 137
+#define SG_ICMPV6_MLD2_REPORT 143
+
+struct sg_arp {
+	__be16 hw;
+	__be16 proto;
+	__u8 hwlen;
+	__u8 protolen;
+	__be16 op;
+	__u8 sha[6];
+	__u8 spa[4];
+	__u8 tha[6];
+	__u8 tpa[4];
+};
+_Static_assert(sizeof(struct sg_arp) == 28, "RFC 826");
 
 struct sg_packet {
 	struct sg_addr saddr;

@@ -192,6 +192,24 @@ SG_INLINE int sg_is_forged(struct __sk_buff *skb, const struct sg_packet *p,
 }
 
 /*
+ * The kernel's sockets for neighbour discovery belong to the cgroup in which
+ * the network namespace was made, which is a container's where its runtime
+ * makes it there (runc does, for Docker). What they send the device judges. A
+ * raw socket of a process has a record (see sg_do_device).
+ */
+SG_INLINE int sg_is_kernels(struct __sk_buff *skb)
+{
+	struct bpf_sock *sk = skb->sk;
+
+	if (!sk)
+		return 0;
+	sk = bpf_sk_fullsock(sk);
+	if (!sk || sk->type != SG_SOCK_RAW)
+		return 0;
+	return !bpf_sk_storage_get(&socks, sk, 0, 0);
+}
+
+/*
  * Whether mode audit has something to record of a packet, as what describes it:
  * what it belongs to or answers has been recorded. sock_flags are of the
  * packet's own socket (enum sg_sock_flags).
@@ -254,6 +272,8 @@ SG_INLINE int sg_do_skb(struct __sk_buff *skb, int egress, __u32 sock_flags)
 		goto judged;
 	}
 	lo = skb->ifindex == SG_CGROUP_LO_IFINDEX;
+	if (egress && p.proto == SG_IPPROTO_ICMPV6 && sg_is_kernels(skb))
+		return SG_PROCEED;
 	if (egress) {
 		if ((policy->flags & SG_POLICY_RULED) &&
 		    sg_is_forged(skb, &p, end.flags & SG_SUBJECT_RULED, lo)) {
