@@ -54,14 +54,17 @@ func readOrder(st *specs.State) (order, error) {
 		return order{}, err
 	}
 	o := order{
-		name:    cmp.Or(a[annotationName], a[annotationNameK8s], a[annotationNameO]),
+		name:    cmp.Or(a[annotationName], a[annotationNameK8s], a[annotationNameO], a[annotationDockerName]),
 		runtime: runtimeOf(a),
 		policy:  asked.Policy,
 		wait:    asked.Wait,
 		managed: asked.Managed,
 	}
 	o.pod = cmp.Or(asked.Pod, podName(a), a[annotationSandbox])
-	if o.runtime == "podman" || o.runtime == "oci" {
+	if o.runtime == "docker" {
+		o.pod = cmp.Or(o.pod, o.name)
+	}
+	if o.runtime == "podman" || o.runtime == "docker" || o.runtime == "oci" {
 		o.role = cmp.Or(asked.Roles[o.name], asked.Role)
 		o.managed = o.managed || asked.NamesSidecar(o.name)
 		o.roleUnder = func(p *policy.PodPolicy) (policy.Role, error) {
@@ -89,6 +92,8 @@ func runtimeOf(annotations map[string]string) string {
 		return "containerd"
 	case annotations[annotationTypeO] != "":
 		return "cri-o"
+	case annotations[annotationDockerName] != "":
+		return "docker"
 	}
 	return "oci"
 }

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -141,7 +142,10 @@ func wrap(e env, exec func(path string, args, environ []string) error) error {
 		path, err = e.runtime()
 	}
 	if err == nil && in.creates() {
-		err = addHooks(in.bundle, e.self, hookEnviron(e.environ))
+		var annotations map[string]string
+		if annotations, err = e.askDocker(in.bundle); err == nil {
+			err = addHooks(in.bundle, e.self, hookEnviron(e.environ), annotations)
+		}
 	}
 	if err == nil {
 		err = exec(path, slices.Concat([]string{path}, e.args[1:]), e.environ)
@@ -308,9 +312,9 @@ func lookup(members []member, key string) (json.RawMessage, error) {
 // stages are those at which the hook runs.
 func stages() []string { return []string{"createRuntime", "poststop"} }
 
-// withHooks returns an OCI configuration with the hook at path at both stages, where it is not
-// there yet. All else is as it was, to the byte.
-func withHooks(config []byte, path string, environ []string) ([]byte, error) {
+// withHooks returns an OCI configuration with the hook at path at both stages, and with these
+// annotations, where they are not there yet. All else is as it was, to the byte.
+func withHooks(config []byte, path string, environ []string, annotations map[string]string) ([]byte, error) {
 	spec, err := parseObject(config)
 	if err != nil {
 		return nil, err
@@ -343,7 +347,28 @@ func withHooks(config []byte, path string, environ []string) ([]byte, error) {
 		raw = append(append(raw, bytes.Join(asBytes(list), []byte{','})...), ']')
 		hooks = set(hooks, stage, raw)
 	}
-	return writeObject(set(spec, "hooks", writeObject(hooks))), nil
+	spec = set(spec, "hooks", writeObject(hooks))
+	if len(annotations) == 0 {
+		return writeObject(spec), nil
+	}
+	if old, err = lookup(spec, "annotations"); err != nil {
+		return nil, err
+	}
+	members, err := parseObject(old)
+	if err != nil {
+		return nil, fmt.Errorf("annotations: %w", err)
+	}
+	for _, key := range slices.Sorted(maps.Keys(annotations)) {
+		if slices.ContainsFunc(members, func(m member) bool { return m.key == key }) {
+			continue // said with --annotation
+		}
+		value, err := json.Marshal(annotations[key])
+		if err != nil {
+			return nil, err
+		}
+		members = set(members, key, value)
+	}
+	return writeObject(set(spec, "annotations", writeObject(members))), nil
 }
 
 func asBytes(list []json.RawMessage) [][]byte {
@@ -363,7 +388,7 @@ func isHook(raw json.RawMessage, path, stage string) bool {
 }
 
 // addHooks changes a bundle's config.json, all or nothing.
-func addHooks(bundle, path string, environ []string) (err error) {
+func addHooks(bundle, path string, environ []string, annotations map[string]string) (err error) {
 	file := filepath.Join(bundle, "config.json")
 	fault := func(err error) error {
 		return fmt.Errorf("give the container its hook: %s: %w", file, err)
@@ -376,7 +401,7 @@ func addHooks(bundle, path string, environ []string) (err error) {
 	if err != nil {
 		return fault(err)
 	}
-	config, err := withHooks(old, path, environ)
+	config, err := withHooks(old, path, environ, annotations)
 	if err != nil {
 		return fault(err)
 	}

@@ -75,11 +75,11 @@ func TestWithHooks(t *testing.T) {
 		{"ours", `{"hooks":{"createRuntime":[` + createOurs + `],"poststop":[` + stopOurs + `]}}`, `{"hooks":{"createRuntime":[` + createOurs + `],"poststop":[` + stopOurs + `]}}`},
 		{"null lists", `{"hooks":{"createRuntime":null,"poststop":[]}}`, `{"hooks":{"createRuntime":[` + createOurs + `],"poststop":[` + stopOurs + `]}}`},
 	} {
-		got, err := withHooks([]byte(tt.in), hookPath, []string{"GOMAXPROCS=1"})
+		got, err := withHooks([]byte(tt.in), hookPath, []string{"GOMAXPROCS=1"}, nil)
 		if err != nil || string(got) != tt.want {
 			t.Errorf("%s: %v\ngot  %s\nwant %s", tt.name, err, got, tt.want)
 		}
-		again, err := withHooks(got, hookPath, []string{"GOMAXPROCS=1"})
+		again, err := withHooks(got, hookPath, []string{"GOMAXPROCS=1"}, nil)
 		if err != nil || !bytes.Equal(again, got) {
 			t.Errorf("%s: once more: %v\ngot  %s\nwant %s", tt.name, err, again, got)
 		}
@@ -89,7 +89,7 @@ func TestWithHooks(t *testing.T) {
 		`{"hooks":{},"Hooks":{}}`: `it has "Hooks" twice`, `{"Hooks":{}}`: `it has "Hooks": write "hooks"`,
 		`{"hooks":{"Poststop":[]}}`: `it has "Poststop": write "poststop"`, `{} {}`: "something follows", `{"hooks":`: "EOF",
 	} {
-		if got, err := withHooks([]byte(in), hookPath, nil); err == nil || !strings.Contains(err.Error(), want) {
+		if got, err := withHooks([]byte(in), hookPath, nil, nil); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %s, %v, want %q", in, got, err, want)
 		}
 	}
@@ -99,7 +99,7 @@ func FuzzWithHooks(f *testing.F) {
 	f.Add(`{"hooks":{"createRuntime":[{"path":"/x"}]},"process":{"args":["a"]}}`)
 	f.Fuzz(func(t *testing.T, in string) {
 		var before, after map[string]any
-		got, err := withHooks([]byte(in), hookPath, nil)
+		got, err := withHooks([]byte(in), hookPath, nil, nil)
 		if err != nil {
 			return
 		}
