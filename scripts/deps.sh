@@ -81,7 +81,7 @@ runtimes() {
 	packages podman runc crun conmon netavark aardvark-dns catatonit \
 		haproxy nginx-light busybox-static iproute2 iptables nftables \
 		containernetworking-plugins libseccomp-dev pkg-config docker.io containerd \
-		qemu-system-x86 kmod xz-utils gcc libc6-dev procps
+		qemu-system-x86 kmod xz-utils gcc libc6-dev procps systemd
 }
 
 case ${1:-} in

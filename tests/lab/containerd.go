@@ -46,6 +46,8 @@ type ContainerdOptions struct {
 	PodAnnotations, ContainerAnnotations []string
 	// DisableConnections lets NRI have no plugins but those that containerd starts itself.
 	DisableConnections bool
+	// SystemdCgroup makes runc ask systemd for cgroups, and pods' cgroups the kubelet's slices; see Systemd.
+	SystemdCgroup bool
 }
 
 // Containerd is a containerd with CRI, NRI, storage, state and network of its own, and the machine's CNI plugins.
@@ -107,6 +109,7 @@ state = "/run/containerd"
   container_annotations = [%[10]s]
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
   BinaryName = %[3]q
+  SystemdCgroup = %[12]t
 [plugins.'io.containerd.cri.v1.runtime'.cni]
   bin_dirs = ["/usr/lib/cni"] # Debian's
   conf_dir = %[4]q
@@ -169,7 +172,7 @@ func (e *Containerd) Configure(opts ContainerdOptions) error {
 	text := fmt.Sprintf(containerdConfig, filepath.Join(e.dir, "root"), quoted(opts.PodAnnotations), e.RuntimeBinary(),
 		filepath.Join(e.dir, "cni"), cmp.Or(opts.PluginDir, filepath.Join(e.dir, "plugins")),
 		cmp.Or(opts.PluginConfigDir, filepath.Join(e.dir, "conf.d")), len(opts.RequiredPlugins) > 0, quoted(opts.RequiredPlugins),
-		filepath.Join(e.dir, "opt"), quoted(opts.ContainerAnnotations), opts.DisableConnections)
+		filepath.Join(e.dir, "opt"), quoted(opts.ContainerAnnotations), opts.DisableConnections, opts.SystemdCgroup)
 	return os.WriteFile(e.configFile(), []byte(text), 0o644)
 }
 
@@ -439,7 +442,7 @@ func (e *Containerd) sandbox(p *Pod) *cri.PodSandboxConfig {
 		Labels:   p.opts.Labels, Annotations: p.opts.Annotations,
 		LogDirectory: filepath.Join(e.dir, "logs", p.Name),
 		Linux: &cri.LinuxPodSandboxConfig{
-			CgroupParent:    e.node.Cgroup + "/pods/" + p.Name,
+			CgroupParent:    e.node.Cgroup + e.podCgroup(p.Name),
 			SecurityContext: &cri.LinuxSandboxSecurityContext{NamespaceOptions: namespaces},
 		},
 	}
@@ -447,6 +450,22 @@ func (e *Containerd) sandbox(p *Pod) *cri.PodSandboxConfig {
 		c.Hostname = p.Name
 	}
 	return c
+}
+
+// podsSlice is the cgroup of all pods where systemd has cgroups, as the kubelet calls it.
+const podsSlice = "kubepods.slice"
+
+// podCgroup is the path of a pod's cgroup in the node.
+func (e *Containerd) podCgroup(pod string) string {
+	if e.opts.SystemdCgroup {
+		return "/" + podsSlice + "/kubepods-besteffort.slice/" + podSlice(pod)
+	}
+	return "/pods/" + pod
+}
+
+// podSlice is the name of a pod's slice. A dash would be another level.
+func podSlice(pod string) string {
+	return "kubepods-besteffort-pod" + strings.ReplaceAll(pod, "-", "_") + ".slice"
 }
 
 func (e *Containerd) addresses(ctx context.Context, p *Pod) error {
@@ -721,7 +740,26 @@ func (e *Containerd) removeSandbox(ctx context.Context, id, name string) error {
 		return fmt.Errorf("remove pod %s: %w", name, err)
 	}
 	// The pod's cgroup is the kubelet's to make and remove.
-	return removeCgroups(e.node.cgroupPath("pods", name))
+	if e.opts.SystemdCgroup {
+		if err := stopUnit(ctx, podSlice(name)); err != nil {
+			return err
+		}
+	}
+	return removeCgroups(e.node.cgroupPath(e.podCgroup(name)))
+}
+
+// stopUnit lets systemd stop a unit, if it is loaded.
+func stopUnit(ctx context.Context, unit string) error {
+	out, err := exec.CommandContext(ctx, "systemctl", "stop", unit).CombinedOutput()
+	const notLoaded = 5
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && exit.ExitCode() == notLoaded {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("stop %s: %w: %s", unit, err, bytes.TrimSpace(out))
+	}
+	return nil
 }
 
 // close ends all pods and containerd, and does not trust it.
@@ -730,7 +768,7 @@ func (e *Containerd) close() error {
 	defer cancel()
 	var errs []error
 	if e.daemon != nil && e.daemon.alive() == nil {
-		errs = append(errs, killCgroup(e.node.cgroupPath("pods")), e.RemoveAll(ctx))
+		errs = append(errs, e.killPods(), e.RemoveAll(ctx))
 	}
 	if e.conn != nil {
 		_ = e.conn.Close()
@@ -738,13 +776,27 @@ func (e *Containerd) close() error {
 	if e.daemon != nil {
 		errs = append(errs, e.daemon.stop())
 	}
-	errs = append(errs, e.killShims(), killCgroup(e.node.cgroupPath("pods")), removeCgroups(e.node.cgroupPath("pods")))
+	errs = append(errs, e.killShims(), e.killPods())
+	for _, top := range podTops {
+		errs = append(errs, removeCgroups(e.node.cgroupPath(top)))
+	}
 	if _, err := net.InterfaceByName(cniBridge); err == nil {
 		errs = append(errs, ip("link del "+cniBridge))
 	}
 	errs = append(errs, unmountBelow(containerdState), e.removeNetns(), os.RemoveAll(containerdState))
 	errs = append(errs, unix.Unmount(cniCache, unix.MNT_DETACH))
 	return errors.Join(errs...)
+}
+
+// podTops are the cgroups of all pods, also of those that ctr runs under systemd.
+var podTops = []string{"pods", podsSlice}
+
+// killPods kills all that runs in a pod.
+func (e *Containerd) killPods() (err error) {
+	for _, top := range podTops {
+		err = errors.Join(err, killCgroup(e.node.cgroupPath(top)))
+	}
+	return err
 }
 
 // removeNetns removes the network namespaces of pods, which containerd alone knows of.

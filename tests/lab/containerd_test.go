@@ -95,7 +95,12 @@ func (c *runtimeTest) wantReached(t *testing.T, pod *lab.Pod, app *lab.Container
 		if err != nil || !r.OK {
 			t.Fatalf("v6=%t: %v %v", v6, r, err)
 		}
-		requests, err := c.Outside.Requests(nonce)
+		// nginx logs a request some time after its answer.
+		var requests []lab.Request
+		err = lab.WaitFor(lab.Patience, "the request in the log", func() (bool, error) {
+			requests, err = c.Outside.Requests(nonce)
+			return len(requests) > 0, err
+		})
 		if err != nil || len(requests) != 1 || requests[0].Client != r.Addr("local") || requests[0].Client.Addr() != pod.Addr(v6) {
 			t.Errorf("v6=%t: requests %v from %v, %v", v6, requests, r.Addr("local"), err)
 		}

@@ -16,4 +16,6 @@
 //
 // Addresses are routed both ways without translation, so each end sees the other's own. The outside is evidence: its access log,
 // its echo server and its recorder say what came, and from where.
+//
+// [StartSystemd] makes one more machine in a node, where systemd is PID 1, for runtimes that ask it for cgroups.
 package lab

@@ -388,7 +388,7 @@ func (c *Container) Probe(ctx context.Context, args ...string) (Result, error) {
 	return r, err
 }
 
-// Disconnect ends what Probe keeps running in the container, which is gone when containerd has gone.
+// Disconnect ends what Probe keeps running in the container, which is gone when containerd or dockerd has gone.
 func (c *Container) Disconnect() { c.endShell() }
 
 // endShell ends what Probe keeps running.

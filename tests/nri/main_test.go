@@ -71,6 +71,11 @@ func TestMain(m *testing.M) {
 
 func runTests(m *testing.M) (status int, err error) {
 	opts := lab.Options{Containerd: &lab.ContainerdOptions{}}
+	built := os.Getenv(underSystemd)
+	if built != "" {
+		opts.Containerd.SystemdCgroup = true
+		opts.Prober = filepath.Join(built, "prober")
+	}
 	if *commands {
 		opts.Log = os.Stderr
 	}
@@ -83,9 +88,12 @@ func runTests(m *testing.M) (status int, err error) {
 			err = cerr
 		}
 	}()
-	world.Lab, world.bin = l, filepath.Join(l.Dir, "bin")
-	if err := lab.Build(world.bin); err != nil {
-		return 1, err
+	world.Lab, world.bin = l, built
+	if built == "" {
+		world.bin = filepath.Join(l.Dir, "bin")
+		if err := lab.Build(world.bin); err != nil {
+			return 1, err
+		}
 	}
 	if _, err := lab.Install(filepath.Join(l.Dir, "installed"), hookBinary(), policies); err != nil {
 		return 1, err
