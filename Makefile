@@ -46,6 +46,7 @@ build:
 	$(BUILD) -o bin/sidegate ./cmd/sidegate
 	$(BUILD) -o bin/sidegate-oci-hook ./oci-hook
 	$(BUILD) -o bin/sidegate-nri ./nri
+	$(BUILD) -o bin/sidegate-docker ./dockerplugin
 
 deps:
 	scripts/deps.sh test
@@ -66,7 +67,7 @@ escape: deps build
 # In process with the race detector, then real runtimes, proxies and kernels. `make escape` has
 # the escape suite's other set-ups.
 test: deps build lint check-generated fuzz
-	$(WITH_GO) CGO_ENABLED=1 scripts/with-bpffs.sh go test -race -count=1 ./bpf/... ./cgroups/... ./policy/... ./observe/... ./oci-hook/... ./nri/... ./cmd/...
+	$(WITH_GO) CGO_ENABLED=1 scripts/with-bpffs.sh go test -race -count=1 ./bpf/... ./cgroups/... ./policy/... ./observe/... ./oci-hook/... ./nri/... ./dockerplugin/... ./cmd/...
 	$(WITH_GO) CGO_ENABLED=0 go test -count=1 -p 1 -timeout 25m ./tests/...
 	$(WITH_GO) CGO_ENABLED=0 go build -o bin/escape ./tests/escape
 	$(WITH_GO) bin/escape -setup sidegate -json build/escape-test.json
@@ -93,6 +94,7 @@ install: build
 	install -D -m 755 bin/sidegate $(DESTDIR)$(BINDIR)/sidegate
 	install -D -m 755 bin/sidegate-oci-hook $(DESTDIR)$(LIBEXECDIR)/sidegate-oci-hook
 	install -D -m 755 bin/sidegate-nri $(DESTDIR)$(BINDIR)/sidegate-nri
+	install -D -m 755 bin/sidegate-docker $(DESTDIR)$(BINDIR)/sidegate-docker
 	install -d $(DESTDIR)/etc/sidegate/policies $(DESTDIR)$(HOOKSDIR)
 	for f in contrib/oci-hooks.d/*.json; do \
 		sed 's|@LIBEXECDIR@|$(LIBEXECDIR)|' $$f >$(DESTDIR)$(HOOKSDIR)/$${f##*/} || exit 1; \
@@ -102,7 +104,7 @@ install: build
 # without a word.
 uninstall:
 	for f in contrib/oci-hooks.d/*.json; do rm -f $(DESTDIR)$(HOOKSDIR)/$${f##*/}; done
-	rm -f $(DESTDIR)$(BINDIR)/sidegate $(DESTDIR)$(BINDIR)/sidegate-nri $(DESTDIR)$(LIBEXECDIR)/sidegate-oci-hook
+	rm -f $(DESTDIR)$(BINDIR)/sidegate $(DESTDIR)$(BINDIR)/sidegate-nri $(DESTDIR)$(BINDIR)/sidegate-docker $(DESTDIR)$(LIBEXECDIR)/sidegate-oci-hook
 	-rmdir $(DESTDIR)$(LIBEXECDIR) $(DESTDIR)/etc/sidegate/policies $(DESTDIR)/etc/sidegate 2>/dev/null
 
 # Three static programs on nothing: needs no network. PODMAN=docker has no oci-archive; push from there.

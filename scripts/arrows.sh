@@ -19,11 +19,12 @@ forbid() {
 		fi
 	done
 }
-forbid bpf policy cgroups observe oci-hook nri cmd
-forbid policy bpf cgroups observe oci-hook nri cmd
-forbid cgroups observe oci-hook nri cmd
-forbid observe oci-hook nri cmd
-forbid oci-hook observe nri cmd bpf
-forbid nri oci-hook cmd bpf
-forbid cmd oci-hook nri
+forbid bpf policy cgroups observe oci-hook nri dockerplugin cmd
+forbid policy bpf cgroups observe oci-hook nri dockerplugin cmd
+forbid cgroups observe oci-hook nri dockerplugin cmd
+forbid observe oci-hook nri dockerplugin cmd
+forbid oci-hook observe nri dockerplugin cmd bpf
+forbid nri oci-hook dockerplugin cmd bpf
+forbid dockerplugin oci-hook nri cmd bpf
+forbid cmd oci-hook nri dockerplugin
 exit $bad

@@ -1,0 +1,420 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"sidegate/cgroups"
+	"sidegate/policy"
+)
+
+// joinedMode begins the network mode of a container that has joined the network namespace of another.
+const joinedMode = "container:"
+
+// candidate is a container with what it is known by.
+type candidate struct {
+	id, name string
+	pid      int
+	running  bool // its program runs
+	labels   map[string]string
+	endpoint *endpoint // whose driver options count too, or nil
+}
+
+func (c *candidate) String() string { return "container " + cmp.Or(c.name, short(c.id)) }
+
+// request is what the container asks for: its labels and the driver options of its endpoint.
+func (c *candidate) request() (policy.Request, error) {
+	keys := make(map[string]string)
+	for key, value := range c.labels {
+		if strings.HasPrefix(key, "sidegate/") {
+			keys[key] = value
+		}
+	}
+	if c.endpoint != nil {
+		for key, value := range c.endpoint.request() {
+			if other, has := keys[key]; has && other != value {
+				return policy.Request{}, fmt.Errorf("%s: its label says %q, its network's driver option %q: write it once", key, other, value)
+			}
+			keys[key] = value
+		}
+	}
+	return policy.ParseRequest(keys)
+}
+
+// join registers the container whose network namespace is at key, if its process is there and it asks for it, and
+// opens the endpoint. Nothing is done while there is no process.
+func (d *driver) join(e *endpoint, key string) error {
+	ns, err := cgroups.OpenNetns(key)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // Docker before 28: see started
+	}
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	pids, err := ns.Processes()
+	if len(pids) == 0 || err != nil {
+		return err
+	}
+	c, err := d.candidateOf(pids)
+	if err != nil {
+		return err
+	}
+	c.endpoint = e
+	return d.admit(ns, c, func(s *cgroups.Store) error {
+		return s.AddDevice(ns, e.inner(), e.host(), e.addrs())
+	})
+}
+
+// candidateOf finds the container that has the network namespace of these processes, by their cgroups. Others may have
+// joined it. Inside Join Docker answers the list, and nothing about the one container.
+func (d *driver) candidateOf(pids []int) (*candidate, error) {
+	list, err := d.docker.containers(context.Background())
+	if err != nil {
+		return nil, fmt.Errorf("find the container of process %d: %w", pids[0], err)
+	}
+	for _, pid := range pids {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+		if err != nil {
+			continue // it has ended
+		}
+		for i := range list {
+			l := &list[i]
+			if strings.Contains(string(b), l.ID) && !strings.HasPrefix(l.HostConfig.NetworkMode, joinedMode) {
+				return &candidate{id: l.ID, name: l.name(), pid: pid, running: l.State == "running", labels: l.Labels}, nil
+			}
+		}
+	}
+	return nil, fmt.Errorf("find the container of process %d: its cgroup is that of none of Docker's %d", pids[0], len(list))
+}
+
+// admit registers a container, if it asks for it, and then opens its endpoint, which devices prepares.
+func (d *driver) admit(ns *cgroups.Netns, c *candidate, devices func(*cgroups.Store) error) error {
+	request, err := c.request()
+	if err != nil {
+		return fmt.Errorf("%s: %w", c, err)
+	}
+	return d.store(func(s *cgroups.Store) error {
+		managed, err := d.register(s, ns, c, request)
+		if err != nil {
+			return fmt.Errorf("%s: %w", c, err)
+		}
+		if c.endpoint == nil {
+			return nil
+		}
+		if managed {
+			if err := devices(s); err != nil {
+				return fmt.Errorf("%s: %w", c, err)
+			}
+			d.mu.Lock()
+			d.pods[c.endpoint.id] = ns.Cookie
+			d.mu.Unlock()
+		}
+		return s.OpenEndpoint(c.endpoint.host())
+	})
+}
+
+// register makes the container one of a managed pod, if it asks for it or its name does. It tells whether its
+// namespace is one.
+func (d *driver) register(s *cgroups.Store, ns *cgroups.Netns, c *candidate, request policy.Request) (managed bool, err error) {
+	under, err := s.PolicyOf(ns)
+	if err != nil {
+		return false, err
+	}
+	if !request.Managed && !slices.Contains(policy.DefaultSidecarNames(), c.name) || request.Role == policy.RoleNone && under == "" {
+		return under != "", nil // a stranger in a managed pod is dead
+	}
+	what := &cgroups.Container{
+		ID: c.id, Name: c.name, Pod: cmp.Or(request.Pod, c.name), Runtime: "docker", Role: request.Role, PID: c.pid,
+	}
+	if what.Capabilities, err = cgroups.CapabilitiesOf(c.pid); err != nil {
+		return false, err
+	}
+	role := func(p *policy.PodPolicy) (policy.Role, error) {
+		return policy.RoleOf(policy.Container{Name: c.name, Request: request}, p)
+	}
+	warning, err := cgroups.ChoosePolicy(s, d.config.policyDir, ns, request.Policy, role, what)
+	if warning != "" {
+		d.log.Warn(warning)
+	}
+	if err != nil {
+		return false, err
+	}
+	entry := d.log.WithFields(logrus.Fields{"object": c.String(), "role": what.Role})
+	if !c.running {
+		att, err := s.Attach(ns, what)
+		if err == nil && !att.Already {
+			entry.Info("registered before its program runs")
+		}
+		return true, err
+	}
+	// From here on it is closed, whatever comes of it.
+	if err := s.Manage(ns, &cgroups.PodSpec{Pod: what.Pod, Policy: what.Policy, PolicyName: what.PolicyName, Source: what.Source}); err != nil {
+		return false, err
+	}
+	ad, err := s.Adopt(ns, what)
+	if err != nil {
+		return false, fmt.Errorf("it has no network until it is started again: %w", err)
+	}
+	if !ad.Already {
+		d.metrics.adopted()
+		entry.WithFields(logrus.Fields{"sockets": ad.Sockets, "left": ad.Left}).Info("took over a container that runs")
+	}
+	return true, nil
+}
+
+// leave closes an endpoint and takes its device from the pod with this cookie, 0 for none.
+func (d *driver) leave(e *endpoint, pod uint64) error {
+	return cgroups.IfLoaded(d.config.stateDir, func(s *cgroups.Store) error {
+		err := s.CloseEndpoint(e.host())
+		if pod != 0 {
+			err = errors.Join(err, s.RemoveDevice(pod, e.host(), e.addrs()))
+		}
+		return err
+	})
+}
+
+// started registers a container that runs: one of a Docker that does not wait for it (before 28), one that joined the
+// namespace of another (--network container:NAME), of which no driver is told, and one that ran before this process.
+func (d *driver) started(ctx context.Context, id string) error {
+	i, err := d.docker.inspect(ctx, id)
+	if errors.Is(err, errNoObject) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if !i.State.Running || i.State.Pid == 0 {
+		return nil
+	}
+	c := &candidate{id: i.ID, name: i.name(), pid: i.State.Pid, running: true, labels: i.Config.Labels}
+	own := d.endpointsOf(i)
+	joined := strings.HasPrefix(i.HostConfig.NetworkMode, joinedMode)
+	if len(own) == 0 && !joined {
+		return nil // another driver's
+	}
+	ns, err := cgroups.NetnsOf(c.pid)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // it has ended
+	}
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	if joined {
+		return d.admit(ns, c, nil)
+	}
+	var errs []error
+	for _, e := range own {
+		c.endpoint = e
+		errs = append(errs, d.admit(ns, c, func(s *cgroups.Store) error { return s.SyncDevices(ns) }))
+	}
+	return errors.Join(errs...)
+}
+
+// endpointsOf returns the endpoints of a container that are this driver's.
+func (d *driver) endpointsOf(i *inspected) (own []*endpoint) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, name := range slices.Sorted(maps.Keys(i.NetworkSettings.Networks)) {
+		if e := d.endpoints[i.NetworkSettings.Networks[name].EndpointID]; e != nil {
+			own = append(own, e)
+		}
+	}
+	return own
+}
+
+// restore reads what the kernel has of this driver's.
+func (d *driver) restore() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	networks, err := listNetworks()
+	if err != nil {
+		return err
+	}
+	for _, n := range networks {
+		d.networks[n.id] = n
+	}
+	endpoints, err := listEndpoints()
+	if err != nil {
+		return err
+	}
+	for _, e := range endpoints {
+		n := d.networks[e.network]
+		if n == nil {
+			continue // its bridge is gone: so is its network
+		}
+		// A process that was killed may have left it half made.
+		if err := d.makeEndpoint(n, e); err != nil {
+			d.log.WithField("object", "endpoint "+short(e.id)).Error(err)
+			continue
+		}
+		d.endpoints[e.id] = e
+	}
+	if d.published, err = listPublished(); err != nil {
+		return err
+	}
+	d.published = slices.DeleteFunc(d.published, func(p publish) bool { return d.endpoints[p.endpoint] == nil })
+	for _, p := range d.published {
+		_, hold, err := reservePort(p.proto, p.hostIP, p.hostPort, p.hostPort)
+		if err != nil {
+			d.log.WithField("object", "endpoint "+short(p.endpoint)).Warn(err)
+			continue
+		}
+		d.held[p.endpoint] = append(d.held[p.endpoint], hold)
+	}
+	d.log.Infof("restored %d networks, %d endpoints and %d published ports", len(d.networks), len(d.endpoints), len(d.published))
+	return d.apply()
+}
+
+// watch follows Docker until ctx ends: what it has, at each connection, and then what starts and ends.
+func (d *driver) watch(ctx context.Context) {
+	said := ""
+	for pause := firstPause; ; pause = min(2*pause, lastPause) {
+		err := d.docker.events(ctx, func() {
+			pause, said = firstPause, ""
+			d.log.Info("connected to Docker's events")
+			if err := d.reconcile(ctx); err != nil {
+				d.log.Errorf("containers that run: %v", err)
+			}
+			d.metrics.connected(true)
+		}, func(e event) { d.event(ctx, e) })
+		d.metrics.connected(false)
+		if ctx.Err() != nil {
+			return
+		}
+		if text := err.Error(); text != said { // once, not for each attempt
+			said = text
+			d.log.Warnf("trying again: %v", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(pause):
+		}
+	}
+}
+
+// How long to wait between attempts to connect, at first and at most.
+const (
+	firstPause = 100 * time.Millisecond
+	lastPause  = 2 * time.Second
+)
+
+func (d *driver) event(ctx context.Context, e event) {
+	if e.Action != "start" {
+		d.ended(e.Actor.ID)
+		return
+	}
+	if err := d.started(ctx, e.Actor.ID); err != nil {
+		d.log.WithField("object", "container "+short(e.Actor.ID)).Error(err)
+	}
+}
+
+// ended forgets a container, unless its hook has.
+func (d *driver) ended(id string) {
+	err := cgroups.IfLoaded(d.config.stateDir, func(s *cgroups.Store) error {
+		_, err := s.Forget(id)
+		return err
+	})
+	if err != nil {
+		d.log.WithField("object", "container "+short(id)).Error(err)
+	}
+	d.collectSoon()
+}
+
+// startLimit is how long an endpoint may be without a container that Docker knows it of: between CreateEndpoint and
+// the end of a start.
+const startLimit = time.Minute
+
+// reconcile takes over the containers that run, removes the endpoints that Docker does not know any more, and
+// forgets what has ended.
+func (d *driver) reconcile(ctx context.Context) error {
+	d.mu.Lock()
+	stale := make(map[string]bool)
+	for id := range d.endpoints {
+		stale[id] = time.Since(d.made[id]) > startLimit
+	}
+	d.mu.Unlock()
+	list, err := d.docker.containers(ctx)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	complete := true
+	for i := range list {
+		inspected, err := d.docker.inspect(ctx, list[i].ID)
+		if errors.Is(err, errNoObject) {
+			continue
+		}
+		if err != nil {
+			complete = false
+			errs = append(errs, err)
+			continue
+		}
+		for _, e := range d.endpointsOf(inspected) {
+			delete(stale, e.id)
+		}
+		if err := d.started(ctx, list[i].ID); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if complete {
+		d.mu.Lock()
+		for id, is := range stale {
+			if !is {
+				continue
+			}
+			d.log.WithField("object", "endpoint "+short(id)).Info("removing it: Docker does not know it any more")
+			errs = append(errs, d.deleteEndpoint(id))
+		}
+		d.mu.Unlock()
+	}
+	d.collectSoon()
+	return errors.Join(errs...)
+}
+
+// How often, and after which first pause, is looked for what has ended: a container's last process may be dying when
+// Docker tells of its end.
+const (
+	collectTries = 5
+	collectPause = 100 * time.Millisecond
+)
+
+// collectSoon forgets what has ended, beside. What it is late with stays closed.
+func (d *driver) collectSoon() {
+	select {
+	case d.collecting <- struct{}{}:
+	default:
+		return
+	}
+	go func() {
+		pause := collectPause
+		for try := range collectTries {
+			if try == 1 {
+				<-d.collecting // whoever comes from now on starts another
+			}
+			err := cgroups.IfLoaded(d.config.stateDir, func(s *cgroups.Store) error {
+				_, err := s.Collect()
+				return err
+			})
+			if err != nil {
+				d.log.Errorf("forgetting what has ended: %v", err)
+			}
+			time.Sleep(pause)
+			pause *= 2
+		}
+	}()
+}
