@@ -2,6 +2,7 @@
 #
 # make demo    the main job on a real podman pod
 # make demo-nri   the same on a pod of a real containerd
+# make demo-docker   the same with Docker's containers
 # make test    all tests
 # make escape  every known way around a sidecar, tried with and without Sidegate
 # make help    the rest
@@ -29,7 +30,7 @@ FUZZTIME ?= 3000x
 IMAGE ?= localhost/sidegate:$(shell sed -n 's/^appVersion: "\(.*\)"/\1/p' contrib/kubernetes/sidegate/Chart.yaml)
 PODMAN ?= podman
 
-.PHONY: help build demo demo-nri escape test check bench generate check-generated lint fuzz deps install uninstall clean image kubernetes
+.PHONY: help build demo demo-nri demo-docker escape test check bench generate check-generated lint fuzz deps install uninstall clean image kubernetes
 
 help:
 	@sed -n 's/^# make /make /p' Makefile
@@ -58,6 +59,10 @@ demo: deps build
 demo-nri: deps build
 	$(WITH_GO) CGO_ENABLED=0 go build -o bin/demo ./tests/demo
 	$(WITH_GO) bin/demo -runtime containerd
+
+demo-docker: deps build
+	$(WITH_GO) CGO_ENABLED=0 go build -o bin/demo ./tests/demo
+	$(WITH_GO) bin/demo -runtime docker
 
 # Every case in every set-up; the table is in build/escape.json and docs/escapes.md.
 escape: deps build

@@ -287,6 +287,7 @@ type endpointSgUnixRule struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	endpointMapAgents           = "agents"
 	endpointMapContainerInfo    = "container_info"
 	endpointMapContainers       = "containers"
 	endpointMapCounters         = "counters"
@@ -369,6 +370,7 @@ type endpointProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type endpointMapSpecs struct {
+	Agents           *ebpf.MapSpec `ebpf:"agents"`
 	ContainerInfo    *ebpf.MapSpec `ebpf:"container_info"`
 	Containers       *ebpf.MapSpec `ebpf:"containers"`
 	Counters         *ebpf.MapSpec `ebpf:"counters"`
@@ -425,6 +427,7 @@ func (o *endpointObjects) Close() error {
 //
 // It can be passed to loadEndpointObjects or ebpf.CollectionSpec.LoadAndAssign.
 type endpointMaps struct {
+	Agents           *ebpf.Map `ebpf:"agents"`
 	ContainerInfo    *ebpf.Map `ebpf:"container_info"`
 	Containers       *ebpf.Map `ebpf:"containers"`
 	Counters         *ebpf.Map `ebpf:"counters"`
@@ -457,6 +460,7 @@ type endpointMaps struct {
 
 func (m *endpointMaps) Close() error {
 	return _EndpointClose(
+		m.Agents,
 		m.ContainerInfo,
 		m.Containers,
 		m.Counters,

@@ -313,6 +313,7 @@ type nodeSgUnixRule struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	nodeMapAgents           = "agents"
 	nodeMapContainerInfo    = "container_info"
 	nodeMapContainers       = "containers"
 	nodeMapCounters         = "counters"
@@ -447,6 +448,7 @@ type nodeProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type nodeMapSpecs struct {
+	Agents        *ebpf.MapSpec `ebpf:"agents"`
 	ContainerInfo *ebpf.MapSpec `ebpf:"container_info"`
 	Containers    *ebpf.MapSpec `ebpf:"containers"`
 	Counters      *ebpf.MapSpec `ebpf:"counters"`
@@ -501,6 +503,7 @@ func (o *nodeObjects) Close() error {
 //
 // It can be passed to loadNodeObjects or ebpf.CollectionSpec.LoadAndAssign.
 type nodeMaps struct {
+	Agents        *ebpf.Map `ebpf:"agents"`
 	ContainerInfo *ebpf.Map `ebpf:"container_info"`
 	Containers    *ebpf.Map `ebpf:"containers"`
 	Counters      *ebpf.Map `ebpf:"counters"`
@@ -531,6 +534,7 @@ type nodeMaps struct {
 
 func (m *nodeMaps) Close() error {
 	return _NodeClose(
+		m.Agents,
 		m.ContainerInfo,
 		m.Containers,
 		m.Counters,

@@ -442,7 +442,7 @@ func TestEnums(t *testing.T) {
 		},
 		"sg_sock_flags": {
 			"SG_SOCK_REDIRECTED": uint64(SockRedirected), "SG_SOCK_DNS": uint64(SockDNS), "SG_SOCK_PASSIVE": uint64(SockPassive),
-			"SG_SOCK_ORIGDST": sockOrigdst, "SG_SOCK_SENT": sockSent, "SG_SOCK_CALLED": sockCalled,
+			"SG_SOCK_ORIGDST": sockOrigdst, "SG_SOCK_SENT": sockSent, "SG_SOCK_CALLED": sockCalled, "SG_SOCK_AGENT": sockAgent,
 		},
 		"sg_device_prog": {
 			"SG_DEVICE_EGRESS": 0, "SG_DEVICE_LOOPBACK": 1, "SG_DEVICE_LOOPBACK_OUT": 2,

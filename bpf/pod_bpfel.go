@@ -262,6 +262,7 @@ type podSgUnixRule struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	podMapAgents            = "agents"
 	podMapContainerInfo     = "container_info"
 	podMapContainers        = "containers"
 	podMapCounters          = "counters"
@@ -349,6 +350,7 @@ type podProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type podMapSpecs struct {
+	Agents        *ebpf.MapSpec `ebpf:"agents"`
 	ContainerInfo *ebpf.MapSpec `ebpf:"container_info"`
 	Containers    *ebpf.MapSpec `ebpf:"containers"`
 	Counters      *ebpf.MapSpec `ebpf:"counters"`
@@ -404,6 +406,7 @@ func (o *podObjects) Close() error {
 //
 // It can be passed to loadPodObjects or ebpf.CollectionSpec.LoadAndAssign.
 type podMaps struct {
+	Agents        *ebpf.Map `ebpf:"agents"`
 	ContainerInfo *ebpf.Map `ebpf:"container_info"`
 	Containers    *ebpf.Map `ebpf:"containers"`
 	Counters      *ebpf.Map `ebpf:"counters"`
@@ -434,6 +437,7 @@ type podMaps struct {
 
 func (m *podMaps) Close() error {
 	return _PodClose(
+		m.Agents,
 		m.ContainerInfo,
 		m.Containers,
 		m.Counters,

@@ -107,7 +107,7 @@ func GuardHooks() []Hook {
 // MapNames returns the names of all maps, sorted.
 func MapNames() []string {
 	return []string{
-		nodeMapContainerInfo, nodeMapContainers, nodeMapCounters, nodeMapDeviceProgs, nodeMapExecutables, nodeMapHostAddrs,
+		nodeMapAgents, nodeMapContainerInfo, nodeMapContainers, nodeMapCounters, nodeMapDeviceProgs, nodeMapExecutables, nodeMapHostAddrs,
 		nodeMapIdentity, nodeMapListeners, nodeMapOrigdst, nodeMapPending, nodeMapPodAddrs, nodeMapPodCounters,
 		nodeMapPodInfo, nodeMapPodSlots, nodeMapPods, nodeMapPolicies, nodeMapPolicyInfo, nodeMapPolicySlots,
 		nodeMapPrefixes, nodeMapRuleInfo, nodeMapRules, nodeMapSeen, nodeMapSeenUnix, nodeMapSocks, nodeMapSubjects,
@@ -118,6 +118,7 @@ func MapNames() []string {
 // Maps are the maps that user space reads and writes. Whoever got it owns the
 // descriptors until Close.
 type Maps struct {
+	Agents        *ebpf.Map `ebpf:"agents"`
 	ContainerInfo *ebpf.Map `ebpf:"container_info"`
 	Containers    *ebpf.Map `ebpf:"containers"`
 	Counters      *ebpf.Map `ebpf:"counters"`
@@ -148,6 +149,7 @@ type Maps struct {
 
 func (m *Maps) fields() map[string]**ebpf.Map {
 	return map[string]**ebpf.Map{
+		nodeMapAgents:        &m.Agents,
 		nodeMapContainerInfo: &m.ContainerInfo,
 		nodeMapContainers:    &m.Containers,
 		nodeMapCounters:      &m.Counters,

@@ -255,6 +255,7 @@ type unixSgUnixSet struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	unixMapAgents         = "agents"
 	unixMapContainerInfo  = "container_info"
 	unixMapContainers     = "containers"
 	unixMapCounters       = "counters"
@@ -335,6 +336,7 @@ type unixProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type unixMapSpecs struct {
+	Agents        *ebpf.MapSpec `ebpf:"agents"`
 	ContainerInfo *ebpf.MapSpec `ebpf:"container_info"`
 	Containers    *ebpf.MapSpec `ebpf:"containers"`
 	Counters      *ebpf.MapSpec `ebpf:"counters"`
@@ -389,6 +391,7 @@ func (o *unixObjects) Close() error {
 //
 // It can be passed to loadUnixObjects or ebpf.CollectionSpec.LoadAndAssign.
 type unixMaps struct {
+	Agents        *ebpf.Map `ebpf:"agents"`
 	ContainerInfo *ebpf.Map `ebpf:"container_info"`
 	Containers    *ebpf.Map `ebpf:"containers"`
 	Counters      *ebpf.Map `ebpf:"counters"`
@@ -419,6 +422,7 @@ type unixMaps struct {
 
 func (m *unixMaps) Close() error {
 	return _UnixClose(
+		m.Agents,
 		m.ContainerInfo,
 		m.Containers,
 		m.Counters,

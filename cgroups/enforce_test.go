@@ -309,6 +309,29 @@ func TestGuard(t *testing.T) {
 	app.Stop() // before its new cgroup is removed
 }
 
+// A runtime's own process serves the containers of a pod on loopback, and does nothing else there.
+func TestAgentStaysOnLoopback(t *testing.T) {
+	w := newWorld(t)
+	app, server := w.container("app"), w.container("server")
+	out := agent.Start(t, w.outside, w.mkcgroup("outside"))
+	listen(t, out, "outside", outside4+":80")
+	w.attach(app, "app", policy.RoleApp, policy.Default())
+	names := agent.Request{Op: "udplisten", Network: "udp", Addr: "127.0.0.11:5353"}
+	wantErr(t, "without leave", server.Do(t, names), "EPERM")
+	must(t, w.store(func(s *cgroups.Store) error { return s.AddAgent(server.PID) }))
+	wantErr(t, "with leave", server.Do(t, names), "")
+	listen(t, server, "names", "127.0.0.11:5353")
+	wantBanner(t, "an app calls it", dial(t, app, "tcp", "127.0.0.11:5353"), "names")
+	wantErr(t, "it listens elsewhere", server.Do(t, agent.Request{Op: "listen", Network: "tcp", Addr: pod4 + ":7001"}), "EPERM")
+	wantErr(t, "it listens anywhere", server.Do(t, agent.Request{Op: "listen", Network: "tcp", Addr: ":7001"}), "EPERM")
+	wantErr(t, "it calls the outside", dial(t, server, "tcp", outside4+":80"), "EPERM")
+	wantErr(t, "over IPv6", dial(t, server, "tcp", "["+outside6+"]:80"), "EPERM")
+	wantErr(t, "over UDP", server.Do(t, agent.Request{Op: "udp", Network: "udp", Addr: outside4 + ":53"}), "EPERM")
+	wantErr(t, "by a raw socket", server.Do(t, agent.Request{Op: "socket", Sock: [3]int{unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_ICMP}}), "EPERM")
+	below := agent.Start(t, w.pod, w.mkcgroup("server/below"))
+	wantErr(t, "below its cgroup", below.Do(t, agent.Request{Op: "udplisten", Network: "udp", Addr: "127.0.0.12:5353"}), "EPERM")
+}
+
 func TestNestedCgroupInherits(t *testing.T) {
 	m := newMeshPod(t, policy.Default())
 	nested := m.mkcgroup("app/nested")

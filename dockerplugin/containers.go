@@ -11,6 +11,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -286,6 +287,9 @@ func (d *driver) watch(ctx context.Context) {
 		err := d.docker.events(ctx, func() {
 			pause, said = firstPause, ""
 			d.log.Info("connected to Docker's events")
+			if err := d.allowResolver(); err != nil {
+				d.log.Warnf("Docker's name server will not answer in managed containers: %v", err)
+			}
 			if err := d.reconcile(ctx); err != nil {
 				d.log.Errorf("containers that run: %v", err)
 			}
@@ -305,6 +309,20 @@ func (d *driver) watch(ctx context.Context) {
 		case <-time.After(pause):
 		}
 	}
+}
+
+// allowResolver lets Docker's name server, 127.0.0.11, live in the network namespaces of managed containers. It is
+// dockerd itself, and so in none of their cgroups.
+func (d *driver) allowResolver() error {
+	b, err := os.ReadFile(d.config.pidFile)
+	if err != nil {
+		return fmt.Errorf("find Docker's process: %w: write its file as -docker-pid-file", err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil {
+		return fmt.Errorf("find Docker's process: %s: %w", d.config.pidFile, err)
+	}
+	return d.store(func(s *cgroups.Store) error { return s.AddAgent(pid) })
 }
 
 // How long to wait between attempts to connect, at first and at most.

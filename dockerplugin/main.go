@@ -30,6 +30,7 @@ var version = "devel"
 type config struct {
 	socket    string // that Docker calls
 	docker    string // Docker's
+	pidFile   string // Docker's
 	policyDir string
 	stateDir  string
 	metrics   string
@@ -49,6 +50,7 @@ func parseConfig(args []string, stderr io.Writer) (config, error) {
 	f.SetOutput(stderr)
 	f.StringVar(&c.socket, "socket", "/run/docker/plugins/sidegate.sock", "`socket` to serve; its name is the driver's")
 	f.StringVar(&c.docker, "docker-socket", "/run/docker.sock", "Docker's `socket`")
+	f.StringVar(&c.pidFile, "docker-pid-file", "/run/docker.pid", "Docker's `file` of its process id")
 	f.StringVar(&c.policyDir, "policy-dir", dir, "`directory` of policies")
 	f.StringVar(&c.metrics, "metrics-address", "", "serve /metrics, /healthz and /readyz on this `address`, such as 127.0.0.1:9465 (default: do not)")
 	f.BoolVar(&c.verbose, "verbose", false, "log each request")
@@ -59,7 +61,7 @@ func parseConfig(args []string, stderr io.Writer) (config, error) {
 	if f.NArg() > 0 {
 		return c, usageError{fmt.Errorf("unexpected argument %q", f.Arg(0))}
 	}
-	for name, path := range map[string]string{"-socket": c.socket, "-docker-socket": c.docker, "-policy-dir": c.policyDir} {
+	for name, path := range map[string]string{"-socket": c.socket, "-docker-socket": c.docker, "-docker-pid-file": c.pidFile, "-policy-dir": c.policyDir} {
 		if !filepath.IsAbs(path) {
 			return c, usageError{fmt.Errorf("%s: %q is no absolute path", name, path)}
 		}

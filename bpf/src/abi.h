@@ -324,6 +324,7 @@ enum sg_sock_flags {
 	SG_SOCK_ORIGDST = 8, /* map origdst knows this connection */
 	SG_SOCK_SENT = 16, /* has sent a datagram: may get an answer */
 	SG_SOCK_CALLED = 32, /* has got a datagram: may answer */
+	SG_SOCK_AGENT = 64, /* a runtime's own, which stays on loopback */
 };
 
 struct sg_orig {

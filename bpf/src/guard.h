@@ -9,6 +9,7 @@
 #define SIDEGATE_GUARD_H
 
 #include "common.h"
+#include "verdict.h"
 
 SG_INLINE int sg_guard(__u64 cookie, const struct sg_sock *s)
 {
@@ -22,15 +23,61 @@ SG_INLINE int sg_guard(__u64 cookie, const struct sg_sock *s)
 							   : SG_REJECT;
 }
 
-SG_INLINE int sg_guard_addr(struct bpf_sock_addr *ctx)
+SG_INLINE int sg_guard_addr(struct bpf_sock_addr *ctx, int loopback)
 {
 	__u64 cookie = bpf_get_netns_cookie(ctx);
+	struct sg_sock *s;
 
 	if (!bpf_map_lookup_elem(&pods, &cookie))
 		return SG_PROCEED;
 	if (!ctx->sk)
 		return SG_REJECT;
-	return sg_guard(cookie, bpf_sk_storage_get(&socks, ctx->sk, 0, 0));
+	s = bpf_sk_storage_get(&socks, ctx->sk, 0, 0);
+	if (s && (s->flags & SG_SOCK_AGENT) && s->netns_cookie == cookie &&
+	    loopback)
+		return SG_PROCEED;
+	return sg_guard(cookie, s);
+}
+
+SG_INLINE int sg_guard_addr4(struct bpf_sock_addr *ctx)
+{
+	__u32 to = ctx->user_ip4;
+
+	return sg_guard_addr(ctx, (bpf_ntohl(to) >> 24) == 127);
+}
+
+/* ::1 alone: to bind to :: is to listen everywhere. */
+SG_INLINE int sg_guard_addr6(struct bpf_sock_addr *ctx)
+{
+	__u32 head = ctx->user_ip6[0] | ctx->user_ip6[1] | ctx->user_ip6[2];
+	__u32 tail = ctx->user_ip6[3];
+
+	return sg_guard_addr(ctx, !head && tail == bpf_htonl(1));
+}
+
+/*
+ * A socket of an agent, which no program of a container has seen, gets a record
+ * here: that of nobody who could send or receive anything, but for what the
+ * hooks above allow it. No device lets it out.
+ */
+SG_INLINE int sg_guard_agent(struct bpf_sock *ctx, __u64 cookie)
+{
+	__u64 cgroup = bpf_get_current_cgroup_id();
+	struct sg_sock init = {
+		.netns_cookie = cookie,
+		.cgroup_id = cgroup,
+		.role = SG_ROLE_DEAD,
+		.flags = SG_SOCK_AGENT,
+	};
+
+	if (!bpf_map_lookup_elem(&agents, &cgroup))
+		return 0;
+	if (ctx->protocol != SG_IPPROTO_TCP && ctx->protocol != SG_IPPROTO_UDP)
+		return 0;
+	if (ctx->type != SG_SOCK_STREAM && ctx->type != SG_SOCK_DGRAM)
+		return 0;
+	return !!bpf_sk_storage_get(&socks, ctx, &init,
+				    BPF_SK_STORAGE_GET_F_CREATE);
 }
 
 SEC("cgroup/sock_create")
@@ -38,45 +85,50 @@ int sg_guard_create(struct bpf_sock *ctx)
 {
 	__u64 cookie = bpf_get_netns_cookie(ctx);
 
+	struct sg_sock *s;
+
 	if (!bpf_map_lookup_elem(&pods, &cookie))
 		return SG_PROCEED;
-	return sg_guard(cookie, bpf_sk_storage_get(&socks, ctx, 0, 0));
+	s = bpf_sk_storage_get(&socks, ctx, 0, 0);
+	if (!s && sg_guard_agent(ctx, cookie))
+		return SG_PROCEED;
+	return sg_guard(cookie, s);
 }
 
 SEC("cgroup/connect4")
 int sg_guard_connect4(struct bpf_sock_addr *ctx)
 {
-	return sg_guard_addr(ctx);
+	return sg_guard_addr4(ctx);
 }
 
 SEC("cgroup/connect6")
 int sg_guard_connect6(struct bpf_sock_addr *ctx)
 {
-	return sg_guard_addr(ctx);
+	return sg_guard_addr6(ctx);
 }
 
 SEC("cgroup/sendmsg4")
 int sg_guard_sendmsg4(struct bpf_sock_addr *ctx)
 {
-	return sg_guard_addr(ctx);
+	return sg_guard_addr4(ctx);
 }
 
 SEC("cgroup/sendmsg6")
 int sg_guard_sendmsg6(struct bpf_sock_addr *ctx)
 {
-	return sg_guard_addr(ctx);
+	return sg_guard_addr6(ctx);
 }
 
 SEC("cgroup/bind4")
 int sg_guard_bind4(struct bpf_sock_addr *ctx)
 {
-	return sg_guard_addr(ctx);
+	return sg_guard_addr4(ctx);
 }
 
 SEC("cgroup/bind6")
 int sg_guard_bind6(struct bpf_sock_addr *ctx)
 {
-	return sg_guard_addr(ctx);
+	return sg_guard_addr6(ctx);
 }
 
 #endif

@@ -30,6 +30,18 @@ struct {
 } pods SEC(".maps");
 
 /*
+ * Cgroups of runtimes that serve containers in their own network namespaces, as
+ * Docker does names: their sockets are let live there, on loopback.
+ * inserted by: user space; deleted by: user space, when the cgroup is gone
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16);
+	__type(key, __u64); /* cgroup id */
+	__type(value, __u8);
+} agents SEC(".maps");
+
+/*
  * The registered containers, by cgroup id. The guard believes a socket only
  * while the container that made it is here.
  * inserted by: user space at attach; deleted by: user space at detach or GC

@@ -467,6 +467,7 @@ type verdictsSgView struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	verdictsMapAgents          = "agents"
 	verdictsMapAsks            = "asks"
 	verdictsMapContainerInfo   = "container_info"
 	verdictsMapContainers      = "containers"
@@ -606,6 +607,7 @@ type verdictsProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type verdictsMapSpecs struct {
+	Agents        *ebpf.MapSpec `ebpf:"agents"`
 	Asks          *ebpf.MapSpec `ebpf:"asks"`
 	ContainerInfo *ebpf.MapSpec `ebpf:"container_info"`
 	Containers    *ebpf.MapSpec `ebpf:"containers"`
@@ -665,6 +667,7 @@ func (o *verdictsObjects) Close() error {
 //
 // It can be passed to loadVerdictsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type verdictsMaps struct {
+	Agents        *ebpf.Map `ebpf:"agents"`
 	Asks          *ebpf.Map `ebpf:"asks"`
 	ContainerInfo *ebpf.Map `ebpf:"container_info"`
 	Containers    *ebpf.Map `ebpf:"containers"`
@@ -697,6 +700,7 @@ type verdictsMaps struct {
 
 func (m *verdictsMaps) Close() error {
 	return _VerdictsClose(
+		m.Agents,
 		m.Asks,
 		m.ContainerInfo,
 		m.Containers,

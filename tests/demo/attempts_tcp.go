@@ -69,17 +69,17 @@ func otherSidecar(v6 bool) runFunc {
 		if v6 {
 			on, field = netip.AddrPortFrom(netip.IPv6Loopback(), lab.OutboundPort), "original6"
 		}
-		sidecar, err := pod.Run(ctx, "sidecar", lab.AppImage, lab.ContainerOptions{
+		sidecar, err := pod.Run(ctx, "sidecar", lab.AppImage, s.joining(lab.ContainerOptions{
 			Annotations: sidecarAnnotations(),
 			Args:        []string{"/bin/prober", "origdst-server", "--on", on.String()},
-		})
+		}))
 		if err != nil {
 			return finding{}, err
 		}
 		if err := sidecar.WaitListening(ctx, lab.OutboundPort); err != nil {
 			return finding{}, err
 		}
-		app, err := pod.StartApp(ctx, appOptions())
+		app, err := pod.StartApp(ctx, s.joining(appOptions()))
 		if err != nil {
 			return finding{}, err
 		}

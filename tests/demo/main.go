@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Command demo shows what Sidegate changes: it makes the same attempts in a pod without Sidegate and in a pod with it, with real
-// podman or containerd, runc, HAProxy and nginx, and judges each by what the outside saw.
+// podman, containerd or Docker, runc, HAProxy and nginx, and judges each by what the outside saw.
 //
 // It needs root and makes a machine of its own inside the machine (see package lab); nothing is left afterwards.
 package main
@@ -16,6 +16,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"time"
 
 	"sidegate/tests/lab"
@@ -31,7 +32,7 @@ type env struct {
 	log    io.Writer
 	stdout io.Writer
 
-	containerd bool // instead of podman
+	runtime string // podman, containerd or docker
 }
 
 func main() {
@@ -61,7 +62,7 @@ func parseFlags(args []string) (*env, error) {
 	fs := flag.NewFlagSet("demo", flag.ContinueOnError)
 	only := fs.String("only", "", "make only attempts whose name matches this `regexp`")
 	sides := fs.String("side", "both", "off, on or both")
-	runtime := fs.String("runtime", "podman", "podman, or containerd: CRI pods and the NRI plugin")
+	fs.StringVar(&e.runtime, "runtime", "podman", "podman; containerd: CRI pods and the NRI plugin; or docker: the network driver")
 	verbose := fs.Bool("v", false, "print each command")
 	fs.StringVar(&e.json, "json", "", "also write the result to this `file`")
 	fs.StringVar(&e.bin, "bin", "bin", "`directory` of sidegate and sidegate-oci-hook")
@@ -76,8 +77,8 @@ func parseFlags(args []string) (*env, error) {
 	if e.sides, ok = map[string][]side{"off": {off}, "on": {on}, "both": {off, on}}[*sides]; !ok {
 		return nil, fmt.Errorf("--side is off, on or both, not %q", *sides)
 	}
-	if e.containerd = *runtime == "containerd"; !e.containerd && *runtime != "podman" {
-		return nil, fmt.Errorf("--runtime is podman or containerd, not %q", *runtime)
+	if !slices.Contains([]string{"podman", "containerd", "docker"}, e.runtime) {
+		return nil, fmt.Errorf("--runtime is podman, containerd or docker, not %q", e.runtime)
 	}
 	var err error
 	if e.only, err = regexp.Compile(*only); err != nil {
@@ -101,8 +102,11 @@ func parseFlags(args []string) (*env, error) {
 func run(ctx context.Context, e *env) (ok bool, err error) {
 	began := time.Now()
 	opts := lab.Options{Prober: e.prober, Log: e.log}
-	if e.containerd {
+	switch e.runtime {
+	case "containerd":
 		opts.Containerd = &lab.ContainerdOptions{}
+	case "docker":
+		opts.Docker = dockerOptions(e)
 	}
 	l, err := lab.New(ctx, opts)
 	if err != nil {

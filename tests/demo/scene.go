@@ -23,6 +23,8 @@ type scene struct {
 	app     *lab.Container
 	opts    lab.PodOptions
 	gateway string // hardware address of the pod's next hop
+
+	installed bool // Sidegate is
 }
 
 const demoPolicy = `apiVersion: sidegate/v1alpha1
@@ -37,7 +39,7 @@ spec:
 
 // runSide makes a fresh pod and all attempts in it, in order.
 func runSide(ctx context.Context, l *lab.Lab, e *env, s side, attempts []attempt) (findings []finding, err error) {
-	sc := &scene{lab: l}
+	sc := &scene{lab: l, installed: s == on}
 	if s == on {
 		end, err := sc.install(ctx, e)
 		if err != nil {
@@ -45,18 +47,15 @@ func runSide(ctx context.Context, l *lab.Lab, e *env, s side, attempts []attempt
 		}
 		defer func() { err = errors.Join(err, end(), lab.Unload(ctx, filepath.Join(e.bin, "sidegate"))) }()
 	}
-	pod, err := sc.newPod(ctx)
+	if l.Docker != nil {
+		err = sc.fillDocker(ctx)
+	} else {
+		err = sc.fill(ctx)
+	}
+	if sc.pod != nil {
+		defer func() { err = errors.Join(err, sc.remove(context.WithoutCancel(ctx))) }()
+	}
 	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, pod.Remove(ctx)) }()
-	sc.pod = pod
-	if sc.sidecar, err = pod.StartSidecar(ctx, lab.ContainerOptions{
-		Annotations: sidecarAnnotations(),
-	}); err != nil {
-		return nil, err
-	}
-	if sc.app, err = pod.StartApp(ctx, appOptions()); err != nil {
 		return nil, err
 	}
 	if sc.gateway, err = l.GatewayMAC(); err != nil {
@@ -78,6 +77,27 @@ func runSide(ctx context.Context, l *lab.Lab, e *env, s side, attempts []attempt
 	return findings, nil
 }
 
+// remove removes the pod, and its network where it has one of its own.
+func (s *scene) remove(ctx context.Context) error {
+	err := s.pod.Remove(ctx)
+	if s.lab.Docker != nil {
+		err = errors.Join(err, s.lab.Docker.RemoveAll(ctx))
+	}
+	return err
+}
+
+// fill makes a pod with its containers.
+func (s *scene) fill(ctx context.Context) (err error) {
+	if s.pod, err = s.newPod(ctx); err != nil {
+		return err
+	}
+	if s.sidecar, err = s.pod.StartSidecar(ctx, lab.ContainerOptions{Annotations: sidecarAnnotations()}); err != nil {
+		return err
+	}
+	s.app, err = s.pod.StartApp(ctx, appOptions())
+	return err
+}
+
 func sidecarAnnotations() map[string]string {
 	return map[string]string{"sidegate/role": "sidecar", "sidegate/policy": "demo"}
 }
@@ -94,7 +114,10 @@ func appOptions() lab.ContainerOptions {
 
 // newPod makes a pod like that of the demo. Of podman it is the containers that say what they are, in Kubernetes their pod.
 func (s *scene) newPod(ctx context.Context) (*lab.Pod, error) {
-	if s.lab.Containerd == nil {
+	switch {
+	case s.lab.Docker != nil:
+		return s.lab.NewPod(ctx, lab.PodOptions{Network: mesh})
+	case s.lab.Containerd == nil:
 		return s.lab.NewPod(ctx, s.opts)
 	}
 	return s.lab.Containerd.NewPod(ctx, lab.PodOptions{
@@ -112,7 +135,10 @@ func (s *scene) install(ctx context.Context, e *env) (end func() error, err erro
 	if s.opts.HooksDir, err = lab.Install(s.lab.Dir, hook, map[string]string{"demo.yaml": demoPolicy}); err != nil {
 		return nil, err
 	}
-	if s.lab.Containerd == nil {
+	switch {
+	case s.lab.Docker != nil:
+		return s.lab.Docker.StartDriver(ctx, filepath.Join(e.bin, "sidegate-docker"), "-policy-dir", lab.PolicyDir(s.lab.Dir))
+	case s.lab.Containerd == nil:
 		return func() error { return nil }, nil
 	}
 	config := filepath.Join(s.lab.Dir, "nri.yaml")

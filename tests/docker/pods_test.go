@@ -5,6 +5,7 @@ package docker
 import (
 	"context"
 	"fmt"
+	"strings"
 	"testing"
 
 	"sidegate/tests/lab"
@@ -91,6 +92,22 @@ func TestPod(t *testing.T) {
 	}
 	must(t, p.Remove(ctx))
 	waitRoles(t, "shop", "-")
+}
+
+// Docker's name server answers in managed containers as in others, and knows the containers of their networks.
+func TestNames(t *testing.T) {
+	ctx := begin(t, lab.Moby)
+	startDriver(ctx, t)
+	newMesh(ctx, t)
+	app, p := runApp(ctx, t, "shop", label("app")...)
+	sidecarIn(ctx, t, p, wrapped("sidecar")...)
+	_, db := runApp(ctx, t, "db")
+	for name, want := range map[string]string{"db": db.V4.String(), "shop": p.V4.String()} {
+		out, err := app.Exec(ctx, "/bin/busybox", "nslookup", name)
+		if err != nil || !strings.Contains(string(out), want) {
+			t.Errorf("%s: %v, want %s in %s", name, err, want, out)
+		}
+	}
 }
 
 // Whoever joins a network namespace without the wrapper has no sockets until Docker has told of its start.

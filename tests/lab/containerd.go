@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"maps"
 	"net"
-	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -288,21 +287,7 @@ func (e *Containerd) StartPlugin(ctx context.Context, binary string, args ...str
 	if err != nil {
 		return nil, err
 	}
-	err = WaitFor(Patience, "the NRI plugin to be ready", func() (bool, error) {
-		if err := d.alive(); err != nil {
-			return false, err
-		}
-		request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+pluginAddress+"/readyz", nil)
-		if err != nil {
-			return false, err
-		}
-		r, err := http.DefaultClient.Do(request)
-		if err != nil {
-			return false, ctx.Err()
-		}
-		return r.StatusCode == http.StatusOK, r.Body.Close()
-	})
-	if err != nil {
+	if err := d.waitReady(ctx); err != nil {
 		return nil, errors.Join(err, d.stop())
 	}
 	return d.stop, nil
@@ -313,9 +298,6 @@ func (e *Containerd) PluginLog() []byte {
 	b, _ := os.ReadFile(filepath.Join(e.dir, "plugin.log"))
 	return b
 }
-
-// pluginAddress is where StartPlugin's plugin serves metrics and health.
-const pluginAddress = "127.0.0.1:9464"
 
 // Ctr runs containerd's own client in a namespace of containerd. That of CRI and ctr's own, "default", have the lab's images.
 func (e *Containerd) Ctr(ctx context.Context, namespace string, args ...string) ([]byte, error) {

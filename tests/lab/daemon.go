@@ -3,8 +3,10 @@
 package lab
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -64,6 +66,27 @@ func (d *daemon) alive() error {
 	default:
 		return nil
 	}
+}
+
+// pluginAddress is where a plugin of Sidegate's serves metrics and health.
+const pluginAddress = "127.0.0.1:9464"
+
+// waitReady waits until a plugin of Sidegate's says that it does all that it should.
+func (d *daemon) waitReady(ctx context.Context) error {
+	return WaitFor(Patience, d.name+" to be ready", func() (bool, error) {
+		if err := d.alive(); err != nil {
+			return false, err
+		}
+		request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+pluginAddress+"/readyz", nil)
+		if err != nil {
+			return false, err
+		}
+		r, err := http.DefaultClient.Do(request)
+		if err != nil {
+			return false, ctx.Err()
+		}
+		return r.StatusCode == http.StatusOK, r.Body.Close()
+	})
 }
 
 // stop ends the daemon: SIGTERM, and SIGKILL if that does not help. It may be called again.

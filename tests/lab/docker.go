@@ -64,6 +64,7 @@ type Docker struct {
 	daemon     *daemon
 	http       *http.Client
 	serial     atomic.Int32
+	device     string // that the last network's containers are linked to
 }
 
 const (
@@ -396,8 +397,27 @@ func (e *Docker) loadImages(ctx context.Context) error {
 // time. flags are more flags of docker network create.
 func (e *Docker) NewNetwork(ctx context.Context, name, driver string, flags ...string) error {
 	args := []string{"network", "create", "--driver", driver, "--ipv6", "--subnet", PodsV4.String(), "--subnet", PodsV6.String()}
-	_, err := e.CLI(ctx, append(append(args, flags...), name)...)
+	id, err := e.CLI(ctx, append(append(args, flags...), name)...)
+	e.device = dockerBridge
+	if driver == SidegateDriver && len(id) >= 12 {
+		e.device = "sg-" + string(id[:12])
+	}
 	return err
+}
+
+// SidegateDriver is the name of Sidegate's network driver.
+const SidegateDriver = "sidegate"
+
+// StartDriver starts Sidegate's network driver and waits until it follows dockerd's events. The returned func ends it.
+func (e *Docker) StartDriver(ctx context.Context, binary string, args ...string) (end func() error, err error) {
+	d, err := startDaemon(e.dir, "driver", append([]string{binary, "-metrics-address", pluginAddress}, args...)...)
+	if err != nil {
+		return nil, err
+	}
+	if err := d.waitReady(ctx); err != nil {
+		return nil, errors.Join(err, d.stop())
+	}
+	return d.stop, nil
 }
 
 // Bridge returns the name of a network of Docker's bridge driver, and makes it if there is none.

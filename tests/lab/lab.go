@@ -117,7 +117,7 @@ func (l *Lab) PodBridge() string {
 	case l.Containerd != nil:
 		return cniBridge
 	case l.Docker != nil:
-		return dockerBridge
+		return l.Docker.device
 	}
 	return l.Podman.Bridge()
 }

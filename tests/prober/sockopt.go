@@ -38,10 +38,11 @@ var options = []option{
 	{"IP_TOS", unix.IPPROTO_IP, unix.IP_TOS, []int{4, 1}, false},
 	{"IP_OPTIONS", unix.IPPROTO_IP, unix.IP_OPTIONS, []int{40}, false},
 	{"IP_MTU", unix.IPPROTO_IP, unix.IP_MTU, []int{4}, true},
-	{"SO_ORIGINAL_DST", unix.IPPROTO_IP, soOriginalDst, []int{16, 15, 28, 4096}, false},
+	// Where the pod has conntrack, as Docker's name server makes it, that is asked for an app's own connection.
+	{"SO_ORIGINAL_DST", unix.IPPROTO_IP, soOriginalDst, []int{16, 15, 28, 4096}, true},
 	{"IPV6_V6ONLY", unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, []int{4}, false},
 	{"IPV6_UNICAST_HOPS", unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS, []int{4}, false},
-	{"IP6T_SO_ORIGINAL_DST", unix.IPPROTO_IPV6, ip6tSoOriginalDst, []int{28, 16, 4096}, false},
+	{"IP6T_SO_ORIGINAL_DST", unix.IPPROTO_IPV6, ip6tSoOriginalDst, []int{28, 16, 4096}, true},
 	{"SOL_TLS 1", 282, 1, []int{40}, false},
 	{"level 65535", 65535, 1, []int{4}, false},
 }
