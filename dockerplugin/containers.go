@@ -107,9 +107,9 @@ func (d *driver) admit(ns *cgroups.Netns, c *candidate, devices func(*cgroups.St
 	if err != nil {
 		return fmt.Errorf("%s: %w", c, err)
 	}
-	return d.store(func(s *cgroups.Store) error {
-		managed, err := d.register(s, ns, c, request)
-		if err != nil {
+	managed := false
+	err = d.store(func(s *cgroups.Store) error {
+		if managed, err = d.register(s, ns, c, request); err != nil {
 			return fmt.Errorf("%s: %w", c, err)
 		}
 		if c.endpoint == nil {
@@ -119,12 +119,15 @@ func (d *driver) admit(ns *cgroups.Netns, c *candidate, devices func(*cgroups.St
 			if err := devices(s); err != nil {
 				return fmt.Errorf("%s: %w", c, err)
 			}
-			d.mu.Lock()
-			d.pods[c.endpoint.id] = ns.Cookie
-			d.mu.Unlock()
 		}
 		return s.OpenEndpoint(c.endpoint.host())
 	})
+	if managed && c.endpoint != nil {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.pods[c.endpoint.id] = ns.Cookie
+	}
+	return err
 }
 
 // register makes the container one of a managed pod, if it asks for it or its name does. It tells whether its

@@ -29,7 +29,9 @@ type driver struct {
 	docker  *docker
 	metrics *metrics
 
-	mu        sync.Mutex // held while what follows, or rules of nftables, change
+	// mu is held while what follows, or rules of nftables, change. Who has it may wait for the state's lock; so who has
+	// that must not wait for this.
+	mu        sync.Mutex
 	networks  map[string]*network
 	endpoints map[string]*endpoint
 	made      map[string]time.Time // when an endpoint was made, if this process did

@@ -52,8 +52,16 @@ func wantMesh(ctx context.Context, t testing.TB, app *lab.Container, p *lab.Pod,
 // wantClosed fails the test if a process of the node can do anything in the pod.
 func wantClosed(ctx context.Context, t testing.TB, p *lab.Pod) {
 	t.Helper()
-	if r, err := p.Enter(ctx, "udp", "--to", world.Outside.Echo(false).String()); err != nil || r.Errno != "EPERM" {
-		t.Errorf("a process of the node in pod %s: %v, %v", p.Name, r, err)
+	pid, err := p.PausePID(ctx)
+	must(t, err)
+	wantClosedAt(ctx, t, pid)
+}
+
+// wantClosedAt is wantClosed by a process of the pod, which needs no Docker.
+func wantClosedAt(ctx context.Context, t testing.TB, pid int) {
+	t.Helper()
+	if r, err := world.Enter(ctx, pid, "udp", "--to", world.Outside.Echo(false).String()); err != nil || r.Errno != "EPERM" {
+		t.Errorf("a process of the node in the network namespace of process %d: %v, %v", pid, r, err)
 	}
 }
 

@@ -351,8 +351,13 @@ func (p *Pod) Enter(ctx context.Context, args ...string) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	enter := append([]string{fmt.Sprintf("--net=/proc/%d/ns/net", pid), "--", p.lab.Prober}, args...)
-	return probe(ctx, p.lab, exec.CommandContext(ctx, "nsenter", enter...))
+	return p.lab.Enter(ctx, pid, args...)
+}
+
+// Enter runs the prober as a process of the node that entered the network namespace of process pid.
+func (l *Lab) Enter(ctx context.Context, pid int, args ...string) (Result, error) {
+	enter := append([]string{fmt.Sprintf("--net=/proc/%d/ns/net", pid), "--", l.Prober}, args...)
+	return probe(ctx, l, exec.CommandContext(ctx, "nsenter", enter...))
 }
 
 // Remove kills and removes the pod.

@@ -43,8 +43,8 @@ func kernels(t *testing.T) []vm.Kernel {
 // Limits of a VM, and of one test binary in it. Both are far more than is needed
 // on a quiet machine: they are there for what hangs.
 const (
-	bootLimit = 15 * time.Minute
-	testLimit = 10 * time.Minute
+	bootLimit = 30 * time.Minute
+	testLimit = 25 * time.Minute
 )
 
 // bootVM runs a VM that has to work, and to end within limit.
