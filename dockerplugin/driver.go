@@ -158,6 +158,9 @@ func (d *driver) networkOf(id string) (*network, error) {
 	if n != nil {
 		return n, nil
 	}
+	if !isID(id) {
+		return nil, fmt.Errorf("libnetwork gives no network id, but %q", id)
+	}
 	known, err := d.docker.network(context.Background(), id)
 	if errors.Is(err, errNoObject) {
 		return nil, fmt.Errorf("its network %s is not known: create it again with docker network create -d sidegate", short(id))

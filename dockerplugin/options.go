@@ -39,8 +39,8 @@ const minMTU = 1280
 // parseNetwork reads what libnetwork says of a network.
 func parseNetwork(r *libnetwork.CreateNetworkRequest) (*network, error) {
 	n := &network{id: r.NetworkID, nat: true}
-	if n.id == "" {
-		return nil, errors.New("libnetwork gives no network id")
+	if !isID(n.id) {
+		return nil, fmt.Errorf("libnetwork gives no network id, but %q", n.id)
 	}
 	n.internal, _ = r.Options[labelInternal].(bool)
 	generic, _ := r.Options[labelGeneric].(map[string]any)
@@ -62,6 +62,11 @@ func parseNetwork(r *libnetwork.CreateNetworkRequest) (*network, error) {
 		}
 	}
 	return n, n.check()
+}
+
+// isID tells whether text is fit for an id: names of devices and files are made of it.
+func isID(text string) bool {
+	return text != "" && !strings.ContainsFunc(text, func(r rune) bool { return (r < '0' || r > '9') && (r < 'a' || r > 'z') })
 }
 
 // networkOf is parseNetwork for what Docker says of a network that exists.
@@ -145,8 +150,8 @@ func (n *network) check() error {
 // parseEndpoint reads what libnetwork says of an endpoint. Its driver options are among r.Options.
 func parseEndpoint(r *libnetwork.CreateEndpointRequest) (*endpoint, error) {
 	e := &endpoint{id: r.EndpointID, network: r.NetworkID}
-	if e.id == "" || e.network == "" {
-		return nil, errors.New("libnetwork gives no network or endpoint id")
+	if !isID(e.id) || !isID(e.network) {
+		return nil, fmt.Errorf("libnetwork gives no network and endpoint id, but %q and %q", e.network, e.id)
 	}
 	keys := make(map[string]string)
 	for key, value := range r.Options {

@@ -42,6 +42,7 @@ func TestParseNetwork(t *testing.T) {
 		want string
 	}{
 		"no id":        {libnetwork.CreateNetworkRequest{IPv4Data: v4}, "no network id"},
+		"a path as id": {libnetwork.CreateNetworkRequest{NetworkID: "../x", IPv4Data: v4}, "no network id"},
 		"no pool":      {libnetwork.CreateNetworkRequest{NetworkID: "a"}, "no subnet"},
 		"no gateway":   {libnetwork.CreateNetworkRequest{NetworkID: "a", IPv4Data: []*libnetwork.IPAMData{{Pool: "10.1.0.0/24"}}}, "write --gateway"},
 		"two pools":    {libnetwork.CreateNetworkRequest{NetworkID: "a", IPv4Data: append(v4, &libnetwork.IPAMData{Pool: "10.2.0.0/24"})}, "two subnets"},
