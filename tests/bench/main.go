@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command bench measures what Sidegate costs: starts of containers, the hook itself, connections and bytes through a sidecar against
+// Command bench measures what Sidegate costs: starts of containers by each runtime, the hook itself, connections and bytes through a sidecar against
 // the iptables rules of a mesh, packets of the sidecar, sockets of processes that are not managed, updates of policies, and what is
 // judged by rules, by how many there are.
 //
@@ -67,7 +67,7 @@ func main() {
 func parseFlags(args []string) (*env, error) {
 	e := &env{stdout: os.Stdout, stderr: os.Stderr}
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
-	only := fs.String("only", "", "make only measurements whose name matches this `regexp`: start, hook, guard, policy, rules, nri, connect, download, packets")
+	only := fs.String("only", "", "make only measurements whose name matches this `regexp`: start, hook, guard, policy, rules, nri, docker, connect, download, packets")
 	fs.BoolVar(&e.quick, "quick", false, "a fifth of the rounds")
 	fs.StringVar(&e.json, "json", "build/bench.json", "also write the result to this `file`; \"\" for none")
 	fs.StringVar(&e.bin, "bin", "bin", "`directory` of sidegate and sidegate-oci-hook")
@@ -108,6 +108,7 @@ var measurements = []measurement{
 	{name: "policy", alone: measurePolicy},
 	{name: "rules", alone: measureRules},
 	{name: "nri", alone: measureNRI},
+	{name: "docker", alone: measureDocker},
 	{name: "connect", pods: measureConnect},
 	{name: "download", pods: measureDownload},
 	{name: "packets", pods: measurePackets},

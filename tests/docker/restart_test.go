@@ -116,3 +116,19 @@ func TestManyContainers(t *testing.T) {
 		t.Errorf("after %d containers there are %v", count, ends)
 	}
 }
+
+// A container that is removed while the driver is away leaves nothing when it is back. Docker waits half a minute for it.
+func TestRemovedWhileTheDriverIsAway(t *testing.T) {
+	ctx := begin(t, lab.Moby)
+	d := startDriver(ctx, t)
+	newMesh(ctx, t)
+	runApp(ctx, t, "shop", append(label("app"), "--publish", "18080:8080")...)
+	d.kill()
+	_, err := world.Docker.CLI(ctx, "rm", "--force", "shop")
+	must(t, err)
+	launchDriver(t).waitReady(ctx)
+	must(t, lab.WaitFor(lab.Patience, "the end of its endpoint", func() (bool, error) {
+		rules, err := exec.Command("nft", "list", "ruleset").Output()
+		return len(hostEnds(t)) == 0 && roles(t, "shop") == "-" && !strings.Contains(string(rules), "18080"), err
+	}))
+}
