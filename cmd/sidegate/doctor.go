@@ -101,7 +101,7 @@ func probeRuntimes() []cgroups.Check {
 		}
 		checks = append(checks, c)
 	}
-	return append(checks, probeHookFiles(hookDirs))
+	return append(append(checks, probeHookFiles(hookDirs)), defaultPlaces().probe()...)
 }
 
 // probeHookFiles looks for the hook definitions, and for the one mistake that
