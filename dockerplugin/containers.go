@@ -294,7 +294,8 @@ func (d *driver) watch(ctx context.Context) {
 				d.log.Warnf("Docker's name server will not answer in managed containers: %v", err)
 			}
 			if err := d.reconcile(ctx); err != nil {
-				d.log.Errorf("containers that run: %v", err)
+				d.log.Errorf("containers that run, trying again: %v", err)
+				go d.reconcileLater(ctx)
 			}
 			d.metrics.connected(true)
 		}, func(e event) { d.event(ctx, e) })
@@ -356,6 +357,26 @@ func (d *driver) ended(id string) {
 	d.collectSoon()
 }
 
+// reconcileTries is how often reconcileLater tries, at most: over some minutes.
+const reconcileTries = 60
+
+// reconcileLater is reconcile until it has found no fault. Docker says nothing about a container that starts or ends,
+// and may be waiting for this driver meanwhile.
+func (d *driver) reconcileLater(ctx context.Context) {
+	for range reconcileTries {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(lastPause):
+		}
+		err := d.reconcile(ctx)
+		if err == nil {
+			return
+		}
+		d.log.Debugf("containers that run, trying again: %v", err)
+	}
+}
+
 // startLimit is how long an endpoint may be without a container that Docker knows it of: between CreateEndpoint and
 // the end of a start.
 const startLimit = time.Minute
@@ -393,6 +414,7 @@ func (d *driver) reconcile(ctx context.Context) error {
 		}
 	}
 	if complete {
+		errs = append(errs, d.dropNetworks(ctx))
 		d.mu.Lock()
 		for id, is := range stale {
 			if !is {
@@ -404,6 +426,38 @@ func (d *driver) reconcile(ctx context.Context) error {
 		d.mu.Unlock()
 	}
 	d.collectSoon()
+	return errors.Join(errs...)
+}
+
+// dropNetworks removes the networks that Docker does not know: one that it was not told of being made, since the driver
+// was killed then.
+func (d *driver) dropNetworks(ctx context.Context) error {
+	var ids []string
+	d.mu.Lock()
+	for id := range d.networks {
+		used := false
+		for _, e := range d.endpoints {
+			used = used || e.network == id
+		}
+		if !used && time.Since(d.made[id]) > startLimit {
+			ids = append(ids, id)
+		}
+	}
+	d.mu.Unlock()
+	var errs []error
+	for _, id := range ids {
+		_, err := d.docker.network(ctx, id)
+		if err == nil {
+			continue
+		}
+		if errors.Is(err, errNoObject) {
+			d.log.WithField("object", "network "+short(id)).Info("removing it: Docker does not know it")
+			d.mu.Lock()
+			err = d.deleteNetwork(id)
+			d.mu.Unlock()
+		}
+		errs = append(errs, err)
+	}
 	return errors.Join(errs...)
 }
 

@@ -34,7 +34,7 @@ type driver struct {
 	mu        sync.Mutex
 	networks  map[string]*network
 	endpoints map[string]*endpoint
-	made      map[string]time.Time // when an endpoint was made, if this process did
+	made      map[string]time.Time // when a network or endpoint was made, if this process did
 	pods      map[string]uint64    // cookies of the managed namespaces that endpoints have joined
 	published []publish
 	held      map[string][]io.Closer // sockets that keep published ports from other programs, by endpoint
@@ -102,6 +102,7 @@ func (d *driver) CreateNetwork(r *libnetwork.CreateNetworkRequest) error {
 		}
 		d.mu.Lock()
 		defer d.mu.Unlock()
+		d.made[n.id] = time.Now()
 		return d.makeNetwork(n)
 	})
 }
@@ -144,9 +145,14 @@ func (d *driver) DeleteNetwork(r *libnetwork.DeleteNetworkRequest) error {
 	return d.do("DeleteNetwork", "network "+short(r.NetworkID), func() error {
 		d.mu.Lock()
 		defer d.mu.Unlock()
-		delete(d.networks, r.NetworkID)
-		return errors.Join(deleteBridge(r.NetworkID), d.apply())
+		return d.deleteNetwork(r.NetworkID)
 	})
+}
+
+func (d *driver) deleteNetwork(id string) error {
+	delete(d.networks, id)
+	delete(d.made, id)
+	return errors.Join(deleteBridge(id), d.apply())
 }
 
 // networkOf returns a network. One that the kernel has lost, since the machine has started again, is made again

@@ -147,9 +147,9 @@ const (
 
 // startDriver starts the driver as a service does and waits until it is ready. At the test's end what the test made is
 // removed, and the kernel has to have nothing left.
-func startDriver(ctx context.Context, t *testing.T) *driver {
+func startDriver(ctx context.Context, t *testing.T, flags ...string) *driver {
 	t.Helper()
-	d := launchDriver(t)
+	d := launchDriver(t, flags...)
 	d.waitReady(ctx)
 	t.Cleanup(func() {
 		ctx := context.WithoutCancel(ctx)
@@ -180,13 +180,14 @@ func startDriver(ctx context.Context, t *testing.T) *driver {
 // current is the driver that was started last. It has to be there when a test's networks are removed.
 var current *driver
 
-func launchDriver(t *testing.T) *driver {
+func launchDriver(t *testing.T, flags ...string) *driver {
 	t.Helper()
 	log, err := os.CreateTemp(t.TempDir(), "docker.log")
 	must(t, err)
 	defer log.Close()
 	d := &driver{t: t, log: log.Name(), ended: make(chan error, 1)}
-	d.cmd = exec.Command(filepath.Join(world.bin, "sidegate-docker"), "-policy-dir", world.policies, "-metrics-address", metricsAddress, "-verbose")
+	args := append([]string{"-policy-dir", world.policies, "-metrics-address", metricsAddress, "-verbose"}, flags...)
+	d.cmd = exec.Command(filepath.Join(world.bin, "sidegate-docker"), args...)
 	d.cmd.Stdout, d.cmd.Stderr = log, log
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	must(t, d.cmd.Start())
@@ -239,7 +240,11 @@ func (d *driver) waitReady(ctx context.Context) {
 // newMesh makes the network that the outside reaches without translation of addresses.
 func newMesh(ctx context.Context, t testing.TB) {
 	t.Helper()
-	must(t, world.Docker.NewNetwork(ctx, mesh, "sidegate", "--opt", "com.docker.network.bridge.enable_ip_masquerade=false"))
+	must(t, newMeshError(ctx))
+}
+
+func newMeshError(ctx context.Context) error {
+	return world.Docker.NewNetwork(ctx, mesh, lab.SidegateDriver, "--opt", "com.docker.network.bridge.enable_ip_masquerade=false")
 }
 
 // status is what the command says, by the names of pods.
