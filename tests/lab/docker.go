@@ -398,11 +398,15 @@ func (e *Docker) loadImages(ctx context.Context) error {
 func (e *Docker) NewNetwork(ctx context.Context, name, driver string, flags ...string) error {
 	args := []string{"network", "create", "--driver", driver, "--ipv6", "--subnet", PodsV4.String(), "--subnet", PodsV6.String()}
 	id, err := e.CLI(ctx, append(append(args, flags...), name)...)
-	e.device = dockerBridge
-	if driver == SidegateDriver && len(id) >= 12 {
-		e.device = "sg-" + string(id[:12])
+	if err != nil {
+		return err
 	}
-	return err
+	if driver == SidegateDriver {
+		e.device = "sg-" + string(id[:min(12, len(id))])
+		return nil
+	}
+	e.device = dockerBridge
+	return fixBridge(e.device)
 }
 
 // SidegateDriver is the name of Sidegate's network driver.

@@ -134,7 +134,7 @@ func (l *Lab) NewPod(ctx context.Context, opts PodOptions) (*Pod, error) {
 	if _, err := podman.Run(ctx, opts.global("pod", "start", p.Name)...); err != nil {
 		return nil, err
 	}
-	if err := podman.fixBridge(); err != nil {
+	if err := fixBridge(podman.bridge); err != nil {
 		return nil, err
 	}
 	if err := podman.addresses(ctx, p); err != nil {

@@ -142,15 +142,15 @@ func (p *Podman) network(ctx context.Context) error {
 // Bridge returns the network's device in the node. It exists while a pod does.
 func (p *Podman) Bridge() string { return p.bridge }
 
-// fixBridge gives the bridge, which comes and goes with pods, an address to keep. By itself it takes the lowest of its ports', and when
-// that changes, pods go on sending to the old one until they ask again.
-func (p *Podman) fixBridge() error {
+// fixBridge gives a bridge an address to keep. By itself it takes the lowest of its ports', which come and go with containers, and when
+// that changes, they go on sending to the old one until they ask again.
+func fixBridge(device string) error {
 	const address = "02:53:47:00:00:02"
-	mac, err := hardwareAddr(p.bridge)
+	mac, err := hardwareAddr(device)
 	if err != nil || mac == address {
 		return err
 	}
-	return ip("link set dev " + p.bridge + " address " + address)
+	return ip("link set dev " + device + " address " + address)
 }
 
 // importImage imports an image through a pipe.
