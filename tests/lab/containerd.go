@@ -746,7 +746,7 @@ func stopUnit(ctx context.Context, unit string) error {
 
 // close ends all pods and containerd, and does not trust it.
 func (e *Containerd) close() error {
-	ctx, cancel := context.WithTimeout(context.Background(), 4*Patience)
+	ctx, cancel := context.WithTimeout(context.Background(), 12*Patience) // a hundred pods take minutes
 	defer cancel()
 	var errs []error
 	if e.daemon != nil && e.daemon.alive() == nil {
