@@ -284,6 +284,11 @@ func (d *driver) deleteEndpoint(id string) error {
 func (d *driver) endpointOf(id string) (*endpoint, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	return d.known(id)
+}
+
+// known is endpointOf for who has the mutex.
+func (d *driver) known(id string) (*endpoint, error) {
 	if e := d.endpoints[id]; e != nil {
 		return e, nil
 	}
@@ -355,9 +360,9 @@ func (d *driver) ProgramExternalConnectivity(r *libnetwork.ProgramExternalConnec
 		}
 		d.mu.Lock()
 		defer d.mu.Unlock()
-		e := d.endpoints[r.EndpointID]
-		if e == nil {
-			return errors.New("it is not known: its device is gone; start the container again")
+		e, err := d.known(r.EndpointID)
+		if err != nil {
+			return err
 		}
 		if err := d.unpublish(e.id); err != nil { // a repeated request
 			return err
@@ -386,7 +391,8 @@ func (d *driver) publish(e *endpoint, bindings []binding) error {
 			if hostIP.IsValid() && hostIP.Is4() != at.Is4() {
 				continue
 			}
-			port, hold, err := reservePort(b.Proto, anyOf(hostIP, at), b.HostPort, b.HostPortEnd)
+			on := anyOf(hostIP, at)
+			port, hold, err := reservePort(b.Proto, on, b.HostPort, b.HostPortEnd)
 			if err != nil {
 				return err
 			}
@@ -395,7 +401,7 @@ func (d *driver) publish(e *endpoint, bindings []binding) error {
 			}
 			d.held[e.id] = append(d.held[e.id], hold)
 			d.published = append(d.published, publish{
-				endpoint: e.id, proto: b.Proto, hostIP: anyOf(hostIP, at), hostPort: port, to: netip.AddrPortFrom(at, b.Port),
+				endpoint: e.id, proto: b.Proto, hostIP: on, hostPort: port, to: netip.AddrPortFrom(at, b.Port),
 			})
 		}
 	}
