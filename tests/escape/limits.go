@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 
 	"sidegate/tests/lab"
 )
@@ -37,7 +36,7 @@ func privileged(ctx context.Context, st *stage) (try, error) {
 	opts := st.options("app")
 	opts.HostCgroups, opts.Flags = true, append(opts.Flags, "--privileged", "--pid", "host")
 	return st.with(ctx, "mighty", opts, func(c *lab.Container) (try, error) {
-		args := []string{"stray", "--how", "move", "--cgroup", lab.HostCgroups, "--", "in", "--netns", fmt.Sprintf("/proc/%d/ns/net", os.Getpid())}
+		args := []string{"stray", "--how", "move", "--cgroup", lab.HostCgroups, "--", "in", "--netns", lab.NodeNetns()}
 		return st.attempt(ctx, c, append(args, st.words(everyWay)...)...)
 	})
 }

@@ -157,7 +157,12 @@ var (
 	currentMu sync.Mutex
 	current   *Node
 	openLab   *Lab
+	nodeNetns string
 )
+
+// NodeNetns returns a path of the node's network namespace, for any process of this machine. That of /proc/PID/ns is another one
+// once the first thread of this process has been in a namespace on a goroutine that ended there: the Go runtime keeps that thread.
+func NodeNetns() string { return nodeNetns }
 
 // inside runs body in the node that outer made.
 func inside(state string, body func() int) int {
@@ -167,6 +172,13 @@ func inside(state string, body func() int) int {
 		return 1
 	}
 	os.Unsetenv(nodeEnv)
+	netns, err := os.Open("/proc/self/ns/net")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "lab: open own network namespace:", err)
+		return 1
+	}
+	defer netns.Close()
+	nodeNetns = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), netns.Fd())
 	if err := n.setup(); err != nil {
 		fmt.Fprintln(os.Stderr, "lab: set up node:", err)
 		return 1

@@ -24,7 +24,7 @@ type Sink struct {
 
 // NewSink starts one on a device of the node. The caller owns it.
 func (l *Lab) NewSink(dev string) (*Sink, error) {
-	return startSink(l, "sink-"+dev, fmt.Sprintf("/proc/%d/ns/net", os.Getpid()), dev, EchoPort)
+	return startSink(l, "sink-"+dev, nodeNetns, dev, EchoPort)
 }
 
 func startSink(l *Lab, name, netns, dev string, ports ...uint16) (*Sink, error) {
