@@ -89,7 +89,7 @@ func (w *aliasWriter) add(key, value string) {
 // know are a newer plugin's.
 func parseAlias(kind, alias string) (map[string]string, error) {
 	fields := make(map[string]string)
-	for _, f := range strings.Fields(strings.TrimPrefix(alias, kind)) {
+	for f := range strings.SplitSeq(strings.TrimPrefix(alias, kind), " ") { // not Fields: names may have other spaces
 		k, v, _ := strings.Cut(f, "=")
 		v, err := unescape(v)
 		if err != nil {
@@ -176,8 +176,6 @@ func parsePool(s string) (p pool, err error) {
 	return p, nil
 }
 
-// alias keeps room for the container, which is known last, when it is too late
-// to refuse a policy's name.
 func (e *endpoint) alias() (string, error) {
 	var w aliasWriter
 	w.WriteString(aliasEndpoint)
@@ -189,13 +187,9 @@ func (e *endpoint) alias() (string, error) {
 	w.add("r", e.role)
 	w.add("p", e.policy)
 	w.add("o", e.pod)
-	size := w.Len()
-	if e.container != "" {
-		w.add("c", packID(e.container))
-	}
-	if size = max(w.Len(), size+len(" c=")+base64.RawURLEncoding.EncodedLen(32)); size > aliasMax {
+	if w.Len() > aliasMax {
 		return "", fmt.Errorf("write alias of endpoint %s: role, policy and pod are %d bytes too long: choose shorter names",
-			short(e.id), size-aliasMax)
+			short(e.id), w.Len()-aliasMax)
 	}
 	return w.String(), nil
 }
@@ -219,11 +213,6 @@ func endpointOfAlias(alias string) (*endpoint, error) {
 			return nil, fmt.Errorf("decode MAC: %w", err)
 		}
 		e.mac = net.HardwareAddr(mac)
-	}
-	if s := f["c"]; s != "" {
-		if e.container, err = unpackID(s); err != nil {
-			return nil, err
-		}
 	}
 	return e, nil
 }

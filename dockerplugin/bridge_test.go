@@ -172,9 +172,6 @@ func TestAliasEndpoint(t *testing.T) {
 		if r.IntN(4) > 0 {
 			e.mac = net.HardwareAddr(randomWord(r, string(whole), 6, 6))
 		}
-		if r.IntN(2) == 0 {
-			e.container = randomID(r)
-		}
 		alias, err := e.alias()
 		if err != nil {
 			continue
@@ -199,28 +196,25 @@ func TestAliasEndpoint(t *testing.T) {
 	}
 }
 
-// TestAliasLimit proves how much room names have in the worst case, and that
-// it is the same before and after the container is known.
+// TestAliasLimit proves how much room names have in the worst case.
 func TestAliasLimit(t *testing.T) {
-	const room = 70
+	const room = 117
 	hex := strings.Repeat("0123456789abcdef", 4)
-	for _, container := range []string{"", hex} {
-		for _, tc := range []struct {
-			length int
-			ok     bool
-		}{{room, true}, {room + 50, false}} {
-			e := &endpoint{
-				id: hex, network: hex, v4: netip.MustParsePrefix("192.168.100.200/24"), container: container,
-				v6:  netip.MustParsePrefix("fd00:1111:2222:3333:4444:5555:6666:7777/64"),
-				mac: net.HardwareAddr{2, 3, 4, 5, 6, 7}, role: "sidecar", policy: "policy", pod: strings.Repeat("p", tc.length-13),
-			}
-			alias, err := e.alias()
-			if (err == nil) != tc.ok {
-				t.Errorf("names of %d bytes, container %q: %d bytes, error %v", tc.length, container, len(alias), err)
-			}
-			if err != nil && !strings.Contains(err.Error(), "choose shorter names") {
-				t.Error(err)
-			}
+	for _, tc := range []struct {
+		length int
+		ok     bool
+	}{{room, true}, {room + 1, false}} {
+		e := &endpoint{
+			id: hex, network: hex, v4: netip.MustParsePrefix("192.168.100.200/24"),
+			v6:  netip.MustParsePrefix("fd00:1111:2222:3333:4444:5555:6666:7777/64"),
+			mac: net.HardwareAddr{2, 3, 4, 5, 6, 7}, role: "sidecar", policy: "policy", pod: strings.Repeat("p", tc.length-13),
+		}
+		alias, err := e.alias()
+		if (err == nil) != tc.ok {
+			t.Errorf("names of %d bytes: %d bytes, error %v", tc.length, len(alias), err)
+		}
+		if err != nil && !strings.Contains(err.Error(), "choose shorter names") {
+			t.Error(err)
 		}
 	}
 }
@@ -262,7 +256,7 @@ func TestAliasBroken(t *testing.T) {
 		}
 	}
 	for _, alias := range []string{
-		aliasEndpoint + " 4=AA", aliasEndpoint + " id=~a 4=AAA", aliasEndpoint + " id=~a 6=!", aliasEndpoint + " id=~a m=!", aliasEndpoint + " id=~a c=!",
+		aliasEndpoint + " 4=AA", aliasEndpoint + " id=~a 4=AAA", aliasEndpoint + " id=~a 6=!", aliasEndpoint + " id=~a m=!",
 	} {
 		if e, err := endpointOfAlias(alias); err == nil {
 			t.Errorf("%q: %+v", alias, e)

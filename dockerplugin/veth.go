@@ -21,7 +21,6 @@ type endpoint struct {
 	mac         net.HardwareAddr
 
 	role, policy, pod string // as the driver options said; "" if not
-	container         string // ID, once known
 }
 
 // host is the name of the end that stays.
@@ -135,15 +134,6 @@ func (e *endpoint) setAlias(host netlink.Link) error {
 		return fmt.Errorf("set alias of %s: %w", e.host(), err)
 	}
 	return nil
-}
-
-// setAlias rewrites what the kernel keeps of the endpoint.
-func setAlias(e *endpoint) error {
-	host, err := netlink.LinkByName(e.host())
-	if err != nil {
-		return fmt.Errorf("find device %s of endpoint %s: %w", e.host(), short(e.id), err)
-	}
-	return e.setAlias(host)
 }
 
 // plug lets the endpoint's traffic through, so the guards are attached first.

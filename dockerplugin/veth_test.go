@@ -43,10 +43,6 @@ func TestVeth(t *testing.T) {
 		}
 	}
 	listed()
-	e.container = strings.Repeat("0123", 16)
-	l.must(setAlias(e))
-	listed()
-
 	for range 2 {
 		l.must(plug(n, e))
 	}
@@ -96,7 +92,6 @@ func TestVethRefuses(t *testing.T) {
 		t.Errorf("MAC %s", e.mac)
 	}
 	l.refused(plug(n, e), "plug endpoint abababababab", n.bridge())
-	l.refused(setAlias(&endpoint{id: "nothing"}), "sghnothing")
 
 	other := &endpoint{id: e.id[:60] + "0000", network: n.id}
 	l.refused(ensureVeth(n, other), "not ours")
