@@ -4,6 +4,7 @@ package cgroups
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 
 	"sidegate/policy"
@@ -20,10 +21,15 @@ func ChoosePolicy(s *Store, dir string, ns *Netns, wanted string, role func(*pol
 	if err != nil {
 		return "", err
 	}
-	if wanted == "" && s != nil {
-		if wanted, err = s.PolicyOf(ns); err != nil {
+	if s != nil {
+		have, err := s.PolicyOf(ns)
+		if err != nil {
 			return "", err
 		}
+		if have == RefusedPolicy {
+			return "", errors.New("its pod is closed, since a container in it was refused: start all of them again")
+		}
+		wanted = cmp.Or(wanted, have)
 	}
 	wanted = cmp.Or(wanted, policy.DefaultName)
 	known, same := false, false

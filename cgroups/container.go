@@ -99,6 +99,9 @@ func (s *Store) Attach(ns *Netns, c *Container) (att Attached, err error) {
 	return att, err
 }
 
+// ErrHostNetwork is of a container or pod that has no network namespace of its own.
+var ErrHostNetwork = errors.New("shares the host's network namespace, which cannot be enforced")
+
 // refuseHost refuses the host's network namespace.
 func refuseHost(ns *Netns, p *PodSpec) error {
 	host, err := ns.isHost()
@@ -106,8 +109,7 @@ func refuseHost(ns *Netns, p *PodSpec) error {
 		return err
 	}
 	if host {
-		return fmt.Errorf("%s shares the host's network namespace, which cannot be enforced: "+
-			"give its pod a network of its own, or take its sidegate/* annotations away", p.who())
+		return fmt.Errorf("%s %w: give its pod a network of its own, or take its sidegate/* annotations away", p.who(), ErrHostNetwork)
 	}
 	return nil
 }

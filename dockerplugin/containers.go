@@ -28,20 +28,26 @@ const joinedMode = "container:"
 type candidate struct {
 	id, name string
 	pid      int
-	running  bool // its program runs
+	running  bool   // its program runs
+	joined   string // the container whose network namespace it has, "" for one of its own
 	labels   map[string]string
 	endpoint *endpoint // whose driver options count too, or nil
 }
 
 func (c *candidate) String() string { return "container " + cmp.Or(c.name, short(c.id)) }
 
+// asks are what its labels say of Sidegate, right or wrong.
+func (c *candidate) asks() map[string]string {
+	keys := maps.Clone(c.labels)
+	maps.DeleteFunc(keys, func(key, _ string) bool { return !strings.HasPrefix(key, "sidegate/") })
+	return keys
+}
+
 // request is what the container asks for: its labels and the driver options of its endpoint.
 func (c *candidate) request() (policy.Request, error) {
-	keys := make(map[string]string)
-	for key, value := range c.labels {
-		if strings.HasPrefix(key, "sidegate/") {
-			keys[key] = value
-		}
+	keys := c.asks()
+	if keys == nil {
+		keys = make(map[string]string)
 	}
 	if c.endpoint != nil {
 		for key, value := range c.endpoint.request() {
@@ -101,16 +107,22 @@ func (d *driver) candidateOf(pids []int) (*candidate, error) {
 	return nil, fmt.Errorf("find the container of process %d: its cgroup is that of none of Docker's %d", pids[0], len(list))
 }
 
-// admit registers a container, if it asks for it, and then opens its endpoint, which devices prepares.
+// refusal is why a container that asks for it could not be registered.
+type refusal struct{ error }
+
+func (r refusal) Unwrap() error { return r.error }
+
+// admit registers a container, if it asks for it, and then opens its endpoint, which devices prepares. One that it
+// refuses has not been opened.
 func (d *driver) admit(ns *cgroups.Netns, c *candidate, devices func(*cgroups.Store) error) error {
 	request, err := c.request()
 	if err != nil {
-		return fmt.Errorf("%s: %w", c, err)
+		return refusal{fmt.Errorf("%s: %w", c, err)}
 	}
 	managed := false
 	err = d.store(func(s *cgroups.Store) error {
 		if managed, err = d.register(s, ns, c, request); err != nil {
-			return fmt.Errorf("%s: %w", c, err)
+			return refusal{fmt.Errorf("%s: %w", c, err)}
 		}
 		if c.endpoint == nil {
 			return nil
@@ -170,7 +182,7 @@ func (d *driver) register(s *cgroups.Store, ns *cgroups.Netns, c *candidate, req
 	}
 	ad, err := s.Adopt(ns, what)
 	if err != nil {
-		return false, fmt.Errorf("it has no network until it is started again: %w", err)
+		return false, err
 	}
 	if !ad.Already {
 		d.metrics.adopted()
@@ -191,7 +203,8 @@ func (d *driver) leave(e *endpoint, pod uint64) error {
 }
 
 // started registers a container that runs: one of a Docker that does not wait for it (before 28), one that joined the
-// namespace of another (--network container:NAME), of which no driver is told, and one that ran before this process.
+// namespace of another (--network container:NAME), of which no driver is told, one with networks of other drivers, and
+// one that ran before this process.
 func (d *driver) started(ctx context.Context, id string) error {
 	i, err := d.docker.inspect(ctx, id)
 	if errors.Is(err, errNoObject) {
@@ -205,8 +218,11 @@ func (d *driver) started(ctx context.Context, id string) error {
 	}
 	c := &candidate{id: i.ID, name: i.name(), pid: i.State.Pid, running: true, labels: i.Config.Labels}
 	own := d.endpointsOf(i)
-	joined := strings.HasPrefix(i.HostConfig.NetworkMode, joinedMode)
-	if len(own) == 0 && !joined {
+	c.joined, _ = strings.CutPrefix(i.HostConfig.NetworkMode, joinedMode)
+	if c.joined == i.HostConfig.NetworkMode {
+		c.joined = ""
+	}
+	if len(own) == 0 && c.joined == "" && len(c.asks()) == 0 {
 		return nil // another driver's
 	}
 	ns, err := cgroups.NetnsOf(c.pid)
@@ -217,15 +233,52 @@ func (d *driver) started(ctx context.Context, id string) error {
 		return err
 	}
 	defer ns.Close()
-	if joined {
-		return d.admit(ns, c, nil)
+	if len(own) == 0 {
+		return d.admitRunning(ns, c)
 	}
 	var errs []error
 	for _, e := range own {
 		c.endpoint = e
-		errs = append(errs, d.admit(ns, c, func(s *cgroups.Store) error { return s.SyncDevices(ns) }))
+		errs = append(errs, d.admitRunning(ns, c))
 	}
 	return errors.Join(errs...)
+}
+
+// admitRunning is admit for a container that runs. One that cannot be registered must not have what it has by then,
+// its devices of other drivers and the network of the container that it has joined: its network namespace is closed,
+// and that is all. Any other error is to be tried again.
+func (d *driver) admitRunning(ns *cgroups.Netns, c *candidate) error {
+	err := d.admit(ns, c, func(s *cgroups.Store) error { return s.SyncDevices(ns) })
+	var refused refusal
+	if !errors.As(err, &refused) {
+		return err
+	}
+	now, nerr := cgroups.NetnsOf(c.pid)
+	if errors.Is(nerr, fs.ErrNotExist) {
+		return nil // it has ended, and who shares its namespace is not to blame
+	}
+	if nerr == nil {
+		nerr = now.Close()
+	}
+	shut := d.store(func(s *cgroups.Store) error { return s.Shut(ns, cmp.Or(c.name, short(c.id))) })
+	outcome := "it has no network until it is started again"
+	switch {
+	case errors.Is(shut, cgroups.ErrHostNetwork):
+		outcome = "IT IS OPEN, as all of the host's network"
+	case shut != nil || nerr != nil:
+		return errors.Join(err, nerr, shut)
+	case c.joined != "":
+		outcome = fmt.Sprintf("it and container %s, whose network namespace it has joined, have no network until both are started again", short(c.joined))
+	}
+	d.mu.Lock()
+	said := d.refused[c.id]
+	d.refused[c.id] = true
+	d.mu.Unlock()
+	if !said {
+		d.metrics.refused()
+		d.log.WithField("object", c.String()).Errorf("refused, %s: %v", outcome, err)
+	}
+	return nil
 }
 
 // endpointsOf returns the endpoints of a container that are this driver's.
@@ -295,7 +348,7 @@ func (d *driver) watch(ctx context.Context) {
 			}
 			if err := d.reconcile(ctx); err != nil {
 				d.log.Errorf("containers that run, trying again: %v", err)
-				go d.reconcileLater(ctx)
+				d.reconcileSoon(ctx)
 			}
 			d.metrics.connected(true)
 		}, func(e event) { d.event(ctx, e) })
@@ -341,12 +394,16 @@ func (d *driver) event(ctx context.Context, e event) {
 		return
 	}
 	if err := d.started(ctx, e.Actor.ID); err != nil {
-		d.log.WithField("object", "container "+short(e.Actor.ID)).Error(err)
+		d.log.WithField("object", "container "+short(e.Actor.ID)).Errorf("trying again: %v", err)
+		d.reconcileSoon(ctx)
 	}
 }
 
 // ended forgets a container, unless its hook has.
 func (d *driver) ended(id string) {
+	d.mu.Lock()
+	delete(d.refused, id)
+	d.mu.Unlock()
 	err := cgroups.IfLoaded(d.config.stateDir, func(s *cgroups.Store) error {
 		_, err := s.Forget(id)
 		return err
@@ -357,23 +414,46 @@ func (d *driver) ended(id string) {
 	d.collectSoon()
 }
 
-// reconcileTries is how often reconcileLater tries, at most: over some minutes.
+// reconcileTries is how often reconcileLater tries after the last fault, at most: over some minutes.
 const reconcileTries = 60
+
+// reconcileSoon sees to it that reconcileLater runs.
+func (d *driver) reconcileSoon(ctx context.Context) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	runs := d.tries > 0
+	d.tries, d.faults = reconcileTries, d.faults+1
+	if !runs {
+		go d.reconcileLater(ctx)
+	}
+}
 
 // reconcileLater is reconcile until it has found no fault. Docker says nothing about a container that starts or ends,
 // and may be waiting for this driver meanwhile.
 func (d *driver) reconcileLater(ctx context.Context) {
-	for range reconcileTries {
+	for left := reconcileTries; left > 0; {
 		select {
 		case <-ctx.Done():
 			return
 		case <-time.After(lastPause):
 		}
+		d.mu.Lock()
+		faults := d.faults
+		d.mu.Unlock()
 		err := d.reconcile(ctx)
-		if err == nil {
-			return
+		if err != nil {
+			d.log.Debugf("containers that run, trying again: %v", err)
 		}
-		d.log.Debugf("containers that run, trying again: %v", err)
+		d.mu.Lock()
+		switch {
+		case d.faults != faults: // one came that this may have been too early for
+		case err == nil:
+			d.tries = 0
+		default:
+			d.tries--
+		}
+		left = d.tries
+		d.mu.Unlock()
 	}
 }
 

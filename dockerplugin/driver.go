@@ -38,6 +38,9 @@ type driver struct {
 	pods      map[string]uint64    // cookies of the managed namespaces that endpoints have joined
 	published []publish
 	held      map[string][]io.Closer // sockets that keep published ports from other programs, by endpoint
+	refused   map[string]bool        // containers that run and were refused, and it was said
+	tries     int                    // of reconcileLater, still to make
+	faults    int                    // that reconcileLater was started for
 
 	collecting chan struct{} // holds a value while somebody is about to collect
 }
@@ -46,7 +49,7 @@ func newDriver(c config, log *logrus.Logger, m *metrics) *driver {
 	return &driver{
 		log: log, config: c, docker: newDocker(c.docker), metrics: m,
 		networks: make(map[string]*network), endpoints: make(map[string]*endpoint), made: make(map[string]time.Time),
-		pods: make(map[string]uint64), held: make(map[string][]io.Closer),
+		pods: make(map[string]uint64), held: make(map[string][]io.Closer), refused: make(map[string]bool),
 		collecting: make(chan struct{}, 1),
 	}
 }

@@ -19,6 +19,7 @@ type metrics struct {
 	requests  *prometheus.CounterVec
 	took      *prometheus.HistogramVec
 	adoptions prometheus.Counter
+	refusals  prometheus.Counter
 	up        prometheus.Gauge
 	watching  atomic.Bool
 }
@@ -36,6 +37,9 @@ func newMetrics(stateDir string) *metrics {
 		adoptions: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "sidegate_docker_adoptions_total", Help: "Containers that ran before they were registered.",
 		}),
+		refusals: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "sidegate_docker_refusals_total", Help: "Containers that ran, asked to be registered and could not be: their network was closed.",
+		}),
 		up: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "sidegate_docker_connected", Help: "1 while Docker sends its events.",
 		}),
@@ -44,7 +48,7 @@ func newMetrics(stateDir string) *metrics {
 		Name: "sidegate_build_info", Help: "Always 1.", ConstLabels: prometheus.Labels{"version": version, "component": "docker"},
 	})
 	info.Set(1)
-	m.registry.MustRegister(m.requests, m.took, m.adoptions, m.up, info, observe.NewState(stateDir),
+	m.registry.MustRegister(m.requests, m.took, m.adoptions, m.refusals, m.up, info, observe.NewState(stateDir),
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -59,6 +63,7 @@ func (m *metrics) request(request string, took time.Duration, err error) {
 }
 
 func (m *metrics) adopted() { m.adoptions.Inc() }
+func (m *metrics) refused() { m.refusals.Inc() }
 
 func (m *metrics) connected(is bool) {
 	m.watching.Store(is)

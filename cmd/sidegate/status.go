@@ -77,6 +77,9 @@ func printPod(w io.Writer, p cgroups.PodStatus) error {
 		}
 	}
 	fmt.Fprintf(w, "\nPod %s  policy %s  mode %s  revision %d  addresses %s\n", short(p.Pod), p.Policy, p.Mode, p.Revision, cmp.Or(strings.Join(addrs, " "), "none"))
+	if p.Policy == cgroups.RefusedPolicy {
+		fmt.Fprintln(w, "  CLOSED: a container in it asked to be registered and was refused: the driver's log says why; start all in it again")
+	}
 	fmt.Fprintf(w, "  sidecar: outbound %d, inbound %d, %s; not TCP: %s\n", p.Outbound, p.Inbound, dns(p), p.NonTCP)
 	fmt.Fprintf(w, "  %s; namespace hooks: %s\n", listening, strings.Join(p.Hooks, " "))
 	fmt.Fprintf(w, "  counters: %s; drops: %s\n", counts(p.Counters), counts(p.Drops))
