@@ -325,7 +325,7 @@ func (d *driver) restore() error {
 	}
 	d.published = slices.DeleteFunc(d.published, func(p publish) bool { return d.endpoints[p.endpoint] == nil })
 	for _, p := range d.published {
-		_, hold, err := reservePort(p.proto, p.hostIP, p.hostPort, p.hostPort)
+		hold, err := reservePort(p.proto, p.hostIP, p.hostPort)
 		if err != nil {
 			d.log.WithField("object", "endpoint "+short(p.endpoint)).Warn(err)
 			continue

@@ -395,16 +395,13 @@ func (d *driver) publish(e *endpoint, bindings []binding) error {
 				continue
 			}
 			on := anyOf(hostIP, at)
-			port, hold, err := reservePort(b.Proto, on, b.HostPort, b.HostPortEnd)
+			hold, err := reservePort(b.Proto, on, b.HostPort)
 			if err != nil {
 				return err
 			}
-			if b.HostPort == 0 { // the other family gets the same
-				b.HostPort, b.HostPortEnd = port, port
-			}
 			d.held[e.id] = append(d.held[e.id], hold)
 			d.published = append(d.published, publish{
-				endpoint: e.id, proto: b.Proto, hostIP: on, hostPort: port, to: netip.AddrPortFrom(at, b.Port),
+				endpoint: e.id, proto: b.Proto, hostIP: on, hostPort: b.HostPort, to: netip.AddrPortFrom(at, b.Port),
 			})
 		}
 	}

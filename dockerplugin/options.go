@@ -224,5 +224,13 @@ func parseBindings(options map[string]any) (list []binding, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("published ports: %w", err)
 	}
+	for _, b := range list {
+		// Docker asks the drivers that are its own which port they have taken. What a remote one says it drops, whatever
+		// it is: nobody would find the port.
+		if b.HostPort == 0 || b.HostPortEnd > b.HostPort {
+			return nil, fmt.Errorf("published port %d/%s: Docker cannot show which port of the host a network driver has chosen: "+
+				"write that port, as in --publish 8080:%d", b.Port, protoName(b.Proto), b.Port)
+		}
+	}
 	return list, nil
 }

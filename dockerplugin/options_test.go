@@ -91,10 +91,10 @@ func TestParseEndpoint(t *testing.T) {
 
 func TestParseBindings(t *testing.T) {
 	got, err := parseBindings(map[string]any{labelPortMap: []any{
-		map[string]any{"Proto": float64(6), "IP": "", "Port": float64(80), "HostIP": "192.0.2.1", "HostPort": float64(8080), "HostPortEnd": float64(8081)},
+		map[string]any{"Proto": float64(6), "IP": "", "Port": float64(80), "HostIP": "192.0.2.1", "HostPort": float64(8080), "HostPortEnd": float64(8080)},
 	}})
-	want := []binding{{Proto: 6, IP: net.IP{}, Port: 80, HostIP: net.ParseIP("192.0.2.1"), HostPort: 8080, HostPortEnd: 8081}}
-	if err != nil || len(got) != 1 || got[0].Port != want[0].Port || !got[0].HostIP.Equal(want[0].HostIP) || got[0].HostPortEnd != 8081 {
+	want := []binding{{Proto: 6, IP: net.IP{}, Port: 80, HostIP: net.ParseIP("192.0.2.1"), HostPort: 8080, HostPortEnd: 8080}}
+	if err != nil || len(got) != 1 || got[0].Port != want[0].Port || !got[0].HostIP.Equal(want[0].HostIP) || got[0].HostPort != 8080 {
 		t.Errorf("got %+v, %v, want %+v", got, err, want)
 	}
 	if got, err := parseBindings(map[string]any{labelPortMap: nil}); err != nil || len(got) != 0 {
@@ -102,6 +102,12 @@ func TestParseBindings(t *testing.T) {
 	}
 	if got, err := parseBindings(map[string]any{labelPortMap: "80:80"}); err == nil {
 		t.Errorf("a string: %+v", got)
+	}
+	for name, ports := range map[string][2]uint16{"none": {}, "a range": {8080, 8081}} {
+		got, err := parseBindings(map[string]any{labelPortMap: []binding{{Proto: 6, Port: 80, HostPort: ports[0], HostPortEnd: ports[1]}}})
+		if err == nil || !strings.Contains(err.Error(), "--publish 8080:80") {
+			t.Errorf("%s of the host's ports: %+v, %v", name, got, err)
+		}
 	}
 }
 

@@ -35,34 +35,24 @@ func parseProto(name string) (uint8, error) {
 }
 
 // reservePort holds a port of the machine until release is closed, so that no
-// program gets one whose packets go elsewhere. It takes the first free one from
-// want to end (0: only want), or any if want is 0. An invalid ip is all
-// addresses of both families.
-func reservePort(proto uint8, ip netip.Addr, want, end uint16) (port uint16, release io.Closer, err error) {
-	end = max(end, want)
-	for p := int(want); p <= int(end); p++ {
-		port, release, err = bindPort(proto, ip, uint16(p))
-		if !errors.Is(err, unix.EADDRINUSE) {
-			break
-		}
-	}
+// program gets one whose packets go elsewhere. An invalid ip is all addresses
+// of both families.
+func reservePort(proto uint8, ip netip.Addr, port uint16) (release io.Closer, err error) {
+	release, err = bindPort(proto, ip, port)
 	host := "this machine"
 	if ip.IsValid() && !ip.IsUnspecified() {
 		host = ip.String()
 	}
 	switch {
 	case err == nil:
-		return port, release, nil
-	case errors.Is(err, unix.EADDRINUSE) && want == end:
-		return 0, nil, fmt.Errorf("%s port %d is taken by another program on %s: stop it or publish another port: %w",
-			protoName(proto), want, host, err)
+		return release, nil
 	case errors.Is(err, unix.EADDRINUSE):
-		return 0, nil, fmt.Errorf("%s ports %d to %d are taken by other programs on %s: publish others: %w",
-			protoName(proto), want, end, host, err)
+		return nil, fmt.Errorf("%s port %d is taken by another program on %s: stop it or publish another port: %w",
+			protoName(proto), port, host, err)
 	case errors.Is(err, unix.EADDRNOTAVAIL):
-		return 0, nil, fmt.Errorf("%s is no address of this machine: publish on another: %w", host, err)
+		return nil, fmt.Errorf("%s is no address of this machine: publish on another: %w", host, err)
 	}
-	return 0, nil, fmt.Errorf("reserve %s port %d on %s: %w", protoName(proto), want, host, err)
+	return nil, fmt.Errorf("reserve %s port %d on %s: %w", protoName(proto), port, host, err)
 }
 
 // heldPort is a bound socket. Nobody listens: what reaches the port in spite of
@@ -76,7 +66,7 @@ func (h heldPort) Close() error {
 	return nil
 }
 
-func bindPort(proto uint8, ip netip.Addr, port uint16) (uint16, io.Closer, error) {
+func bindPort(proto uint8, ip netip.Addr, port uint16) (io.Closer, error) {
 	kind := unix.SOCK_STREAM
 	if proto == unix.IPPROTO_UDP {
 		kind = unix.SOCK_DGRAM
@@ -93,15 +83,15 @@ func bindPort(proto uint8, ip netip.Addr, port uint16) (uint16, io.Closer, error
 		return bindName(proto, ip, port)
 	}
 	if err != nil {
-		return 0, nil, fmt.Errorf("open socket: %w", err)
+		return nil, fmt.Errorf("open socket: %w", err)
 	}
-	if port, err = bindSocket(fd, proto, ip, port); err != nil {
-		return 0, nil, errors.Join(err, unix.Close(fd))
+	if err := bindSocket(fd, proto, ip, port); err != nil {
+		return nil, errors.Join(err, unix.Close(fd))
 	}
-	return port, heldPort(fd), nil
+	return heldPort(fd), nil
 }
 
-func bindSocket(fd int, proto uint8, ip netip.Addr, port uint16) (uint16, error) {
+func bindSocket(fd int, proto uint8, ip netip.Addr, port uint16) error {
 	var addr unix.Sockaddr = &unix.SockaddrInet6{Port: int(port), Addr: ip6(ip)}
 	set := func(level, opt, value int) error { return unix.SetsockoptInt(fd, level, opt, value) }
 	var err error
@@ -114,62 +104,42 @@ func bindSocket(fd int, proto uint8, ip netip.Addr, port uint16) (uint16, error)
 		err = set(unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 0)
 	}
 	if err != nil {
-		return 0, fmt.Errorf("set IPV6_V6ONLY: %w", err)
+		return fmt.Errorf("set IPV6_V6ONLY: %w", err)
 	}
 	// Old connections of a program that ended are no conflict, a program that
 	// starts is: so reuse holds for bind only.
-	if proto == unix.IPPROTO_TCP && port != 0 {
+	if proto == unix.IPPROTO_TCP {
 		if err := set(unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
-			return 0, fmt.Errorf("set SO_REUSEADDR: %w", err)
+			return fmt.Errorf("set SO_REUSEADDR: %w", err)
 		}
 	}
 	if err := unix.Bind(fd, addr); err != nil {
-		return 0, fmt.Errorf("bind: %w", err)
+		return fmt.Errorf("bind: %w", err)
 	}
 	if err := set(unix.SOL_SOCKET, unix.SO_REUSEADDR, 0); err != nil {
-		return 0, fmt.Errorf("set SO_REUSEADDR: %w", err)
+		return fmt.Errorf("set SO_REUSEADDR: %w", err)
 	}
 	if proto == unix.IPPROTO_UDP {
 		// Nobody reads it: the kernel's least.
 		if err := set(unix.SOL_SOCKET, unix.SO_RCVBUF, 0); err != nil {
-			return 0, fmt.Errorf("set SO_RCVBUF: %w", err)
+			return fmt.Errorf("set SO_RCVBUF: %w", err)
 		}
 	}
-	bound, err := unix.Getsockname(fd)
-	if err != nil {
-		return 0, fmt.Errorf("get port: %w", err)
-	}
-	switch a := bound.(type) {
-	case *unix.SockaddrInet4:
-		return uint16(a.Port), nil
-	case *unix.SockaddrInet6:
-		return uint16(a.Port), nil
-	}
-	return 0, fmt.Errorf("get port: unknown address %T", bound)
+	return nil
 }
 
 // bindName reserves a port of a protocol that the kernel has no sockets for,
 // among ourselves, by an abstract UNIX socket.
-func bindName(proto uint8, ip netip.Addr, port uint16) (uint16, io.Closer, error) {
-	first, last := port, port
-	if port == 0 {
-		first, last = 49153, 65535
-	}
+func bindName(proto uint8, ip netip.Addr, port uint16) (io.Closer, error) {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return 0, nil, fmt.Errorf("open socket: %w", err)
+		return nil, fmt.Errorf("open socket: %w", err)
 	}
-	for p := int(first); p <= int(last); p++ {
-		name := fmt.Sprintf("@sidegate-docker/%s/%s/%d", protoName(proto), ip, p)
-		err = unix.Bind(fd, &unix.SockaddrUnix{Name: name})
-		if err == nil {
-			return uint16(p), heldPort(fd), nil
-		}
-		if !errors.Is(err, unix.EADDRINUSE) {
-			break
-		}
+	name := fmt.Sprintf("@sidegate-docker/%s/%s/%d", protoName(proto), ip, port)
+	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: name}); err != nil {
+		return nil, errors.Join(fmt.Errorf("bind: %w", err), unix.Close(fd))
 	}
-	return 0, nil, errors.Join(fmt.Errorf("bind: %w", err), unix.Close(fd))
+	return heldPort(fd), nil
 }
 
 // ip6 is :: for an invalid address.

@@ -81,3 +81,37 @@ func TestConnect(t *testing.T) {
 	must(t, lab.WaitFor(lab.Patience, "the second network's address to go", func() (bool, error) { return !strings.Contains(addresses(), own), nil }))
 	wantMesh(ctx, t, app, p, sidecar)
 }
+
+// What Docker shows of published ports is what is published. It cannot show what a driver has chosen: that is refused.
+func TestPublish(t *testing.T) {
+	ctx := begin(t, lab.Moby)
+	startDriver(ctx, t)
+	newMesh(ctx, t)
+	for name, flag := range map[string]string{"any": "8080", "one of a range": "18080-18090:8080"} {
+		_, err := runJoiner(ctx, t, "--network", mesh, "--publish", flag)
+		if err == nil || !strings.Contains(err.Error(), "8080/tcp") || !strings.Contains(err.Error(), "--publish 8080:8080") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if ends := hostEnds(t); len(ends) != 0 {
+		t.Errorf("what was refused has left %v", ends)
+	}
+
+	runApp(ctx, t, "shop", "--publish", "18080-18081:8080-8081")
+	out, err := world.Docker.CLI(ctx, "inspect", "--format", "{{json .HostConfig.PortBindings}}", "shop")
+	if err != nil || !strings.Contains(string(out), `"8080/tcp":[{"HostIp":"","HostPort":"18080"}]`) {
+		t.Errorf("docker inspect: %s, %v", out, err)
+	}
+	in, err := world.Outside.Probe(ctx, "http", "--to", lab.NodeV4.String()+":18080", "--contains", "hello from the app")
+	if err != nil || !in.OK {
+		t.Errorf("its published port: %v, %v", in, err)
+	}
+	// docker port lists what Docker's own drivers have told: of others nothing, or what is true.
+	out, err = world.Docker.CLI(ctx, "port", "shop")
+	must(t, err)
+	for line := range strings.Lines(string(out)) {
+		if !strings.Contains(line, "8080/tcp") && !strings.Contains(line, "8081/tcp") || !strings.Contains(line, ":1808") {
+			t.Errorf("docker port shows %s", line)
+		}
+	}
+}
