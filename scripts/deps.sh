@@ -94,6 +94,7 @@ test)
 	"$root/scripts/vm-kernels.sh" >&2
 	"$root/scripts/tools.sh" containerd >/dev/null
 	"$root/scripts/tools.sh" docker >/dev/null
+	"$root/scripts/tools.sh" compose >/dev/null
 	;;
 *) die "usage: deps.sh build|generate|test" ;;
 esac

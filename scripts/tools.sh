@@ -6,6 +6,7 @@
 #
 #   tools.sh [containerd]   containerd, its shim, ctr and runc: tests/tools/go.mod
 #   tools.sh docker         dockerd, docker-proxy and docker: tests/tools/docker/go.mod
+#   tools.sh compose        docker-compose: tests/tools/compose/go.mod
 set -eu
 
 cache=${SIDEGATE_CACHE:-${HOME:?}/.cache/sidegate}/tools
@@ -31,12 +32,18 @@ docker() {
 		$moby/cmd/dockerd $moby/cmd/docker-proxy $cli/cmd/docker
 }
 
+compose() {
+	module=github.com/docker/compose/v5
+	CGO_ENABLED=0 go build -trimpath -o "$1/docker-compose" \
+		-ldflags "-s -w -X $module/internal.Version=$(go list -m -f '{{.Version}}' $module)" $module/cmd
+}
+
 what=${1:-containerd}
 case $what in
 containerd) cd "$root/tests/tools" ;;
-docker) cd "$root/tests/tools/docker" ;;
+docker | compose) cd "$root/tests/tools/$what" ;;
 *)
-	echo "usage: tools.sh [containerd|docker]" >&2
+	echo "usage: tools.sh [containerd|docker|compose]" >&2
 	exit 1
 	;;
 esac

@@ -357,6 +357,19 @@ func (e *Docker) CLI(ctx context.Context, args ...string) ([]byte, error) {
 	return e.output(e.Command(ctx, args...))
 }
 
+// InstallCompose gives docker its command "compose".
+func (e *Docker) InstallCompose(ctx context.Context) error {
+	dir, err := toolsDir(ctx, composeTools, composeToolsEnv)
+	if err != nil {
+		return err
+	}
+	plugins := filepath.Join(e.dir, "cli", "cli-plugins")
+	if err := os.MkdirAll(plugins, 0o755); err != nil {
+		return err
+	}
+	return ignore(os.Symlink(filepath.Join(dir, "docker-compose"), filepath.Join(plugins, "docker-compose")), fs.ErrExist)
+}
+
 // Command returns an unstarted docker.
 func (e *Docker) Command(ctx context.Context, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, e.cli, args...)

@@ -16,6 +16,7 @@ import (
 const (
 	containerdTools, containerdToolsEnv = "containerd", "SIDEGATE_TOOLS" // containerd, its shim, ctr and runc
 	dockerTools, dockerToolsEnv         = "docker", "SIDEGATE_DOCKER_TOOLS"
+	composeTools, composeToolsEnv       = "compose", "SIDEGATE_COMPOSE_TOOLS" // docker-compose
 )
 
 // toolsDir returns the directory of what scripts/tools.sh builds, if it has not yet.
