@@ -75,6 +75,9 @@ func (d *driver) join(e *endpoint, key string) error {
 	if len(pids) == 0 || err != nil {
 		return err
 	}
+	if !d.metrics.watching.Load() && !d.docker.serves() {
+		return nil // Docker itself starts, and answers when its containers have: see reconcile
+	}
 	c, err := d.candidateOf(pids)
 	if err != nil {
 		return err

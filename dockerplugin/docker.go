@@ -101,6 +101,17 @@ func (d *docker) network(ctx context.Context, id string) (*inspectedNetwork, err
 	return n, d.get(ctx, "/networks/"+url.PathEscape(id), n)
 }
 
+// serveTime is how long Docker may take to say that it is there.
+const serveTime = time.Second
+
+// serves tells whether Docker answers. While it starts it takes connections, and leaves them waiting.
+func (d *docker) serves() bool {
+	ctx, cancel := context.WithTimeout(context.Background(), serveTime)
+	defer cancel()
+	r, err := d.request(ctx, "/_ping")
+	return err == nil && r.Body.Close() == nil
+}
+
 func (d *docker) get(ctx context.Context, path string, into any) error {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
