@@ -29,8 +29,9 @@ FUZZTIME ?= 3000x
 # What the chart asks for by default.
 IMAGE ?= localhost/sidegate:$(shell sed -n 's/^appVersion: "\(.*\)"/\1/p' contrib/kubernetes/sidegate/Chart.yaml)
 PODMAN ?= podman
+PLUGINDIR ?= build/docker-plugin
 
-.PHONY: help build demo demo-nri demo-docker escape test check bench generate check-generated lint fuzz deps install uninstall clean image kubernetes
+.PHONY: help build demo demo-nri demo-docker escape test check bench generate check-generated lint fuzz deps install uninstall clean image docker-plugin kubernetes
 
 help:
 	@sed -n 's/^# make /make /p' Makefile
@@ -40,6 +41,7 @@ help:
 	@echo 'make generate / check-generated   the BPF objects and their Go types'
 	@echo 'make install / uninstall          DESTDIR, PREFIX, HOOKSDIR'
 	@echo 'make image   a container image for Kubernetes, in podman and as build/sidegate-image.tar'
+	@echo 'make docker-plugin   a managed plugin for Docker, build/docker-plugin, and how to create it'
 	@echo 'make kubernetes   contrib/kubernetes/sidegate.yaml, from the Helm chart beside it'
 	@echo 'make deps    installs what the above need'
 
@@ -118,6 +120,22 @@ image: build
 	mkdir -p build
 	rm -f build/sidegate-image.tar
 	$(PODMAN) save --format oci-archive -o build/sidegate-image.tar $(IMAGE)
+
+# What docker plugin create takes: a description, and a root directory, which is one static program. Needs no Docker. It
+# is made beside and then put in place, so that what is there is never half of it.
+docker-plugin:
+	rm -rf $(PLUGINDIR).new
+	$(BUILD) -o $(PLUGINDIR).new/rootfs/sidegate-docker ./dockerplugin
+	install -m 644 LICENSE $(PLUGINDIR).new/rootfs/LICENSE
+	cp -R LICENSES $(PLUGINDIR).new/rootfs/LICENSES
+	install -m 644 contrib/docker-plugin/config.json $(PLUGINDIR).new/config.json
+	rm -rf $(PLUGINDIR)
+	mv $(PLUGINDIR).new $(PLUGINDIR)
+	@echo 'Next, where Docker runs, as root:'
+	@echo '    mkdir -p /etc/sidegate/policies'
+	@echo '    docker plugin create sidegate $(PLUGINDIR)'
+	@echo '    docker plugin enable sidegate'
+	@echo '    docker network create -d sidegate:latest mesh'
 
 # Renders with Helm's own packages, tests/tools/helm, which the first time takes minutes to build.
 kubernetes:

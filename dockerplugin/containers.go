@@ -11,7 +11,6 @@ import (
 	"maps"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -63,7 +62,7 @@ func (c *candidate) request() (policy.Request, error) {
 // join registers the container whose network namespace is at key, if its process is there and it asks for it, and
 // opens the endpoint. Nothing is done while there is no process.
 func (d *driver) join(e *endpoint, key string) error {
-	ns, err := cgroups.OpenNetns(key)
+	ns, err := d.openSandbox(key)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // Docker before 28: see started
 	}
@@ -374,13 +373,9 @@ func (d *driver) watch(ctx context.Context) {
 // allowResolver lets Docker's name server, 127.0.0.11, live in the network namespaces of managed containers. It is
 // dockerd itself, and so in none of their cgroups.
 func (d *driver) allowResolver() error {
-	b, err := os.ReadFile(d.config.pidFile)
+	pid, err := d.dockerPID()
 	if err != nil {
-		return fmt.Errorf("find Docker's process: %w: write its file as -docker-pid-file", err)
-	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
-	if err != nil {
-		return fmt.Errorf("find Docker's process: %s: %w", d.config.pidFile, err)
+		return err
 	}
 	return d.store(func(s *cgroups.Store) error { return s.AddAgent(pid) })
 }

@@ -7,6 +7,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -34,6 +35,7 @@ type config struct {
 	policyDir string
 	stateDir  string
 	metrics   string
+	logLevel  string
 	verbose   bool
 	version   bool
 }
@@ -52,14 +54,18 @@ func parseConfig(args []string, stderr io.Writer) (config, error) {
 	f.StringVar(&c.docker, "docker-socket", "/run/docker.sock", "Docker's `socket`")
 	f.StringVar(&c.pidFile, "docker-pid-file", "/run/docker.pid", "Docker's `file` of its process id")
 	f.StringVar(&c.policyDir, "policy-dir", dir, "`directory` of policies")
-	f.StringVar(&c.metrics, "metrics-address", "", "serve /metrics, /healthz and /readyz on this `address`, such as 127.0.0.1:9465 (default: do not)")
-	f.BoolVar(&c.verbose, "verbose", false, "log each request")
+	f.StringVar(&c.metrics, "metrics-address", os.Getenv(metricsEnv), "serve /metrics, /healthz and /readyz on this `address`, such as 127.0.0.1:9465 (default: do not)")
+	f.StringVar(&c.logLevel, "log-level", cmp.Or(os.Getenv(logLevelEnv), "info"), "`level` of what is logged: error, warning, info or debug")
+	f.BoolVar(&c.verbose, "verbose", false, "log each request, as -log-level debug does")
 	f.BoolVar(&c.version, "version", false, "print the version")
 	if err := f.Parse(args); err != nil {
 		return c, err
 	}
 	if f.NArg() > 0 {
 		return c, usageError{fmt.Errorf("unexpected argument %q", f.Arg(0))}
+	}
+	if _, err := logrus.ParseLevel(c.logLevel); err != nil {
+		return c, usageError{fmt.Errorf("-log-level, or %s: %w", logLevelEnv, err)}
 	}
 	for name, path := range map[string]string{"-socket": c.socket, "-docker-socket": c.docker, "-docker-pid-file": c.pidFile, "-policy-dir": c.policyDir} {
 		if !filepath.IsAbs(path) {

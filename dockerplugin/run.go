@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 
 	libnetwork "github.com/docker/go-plugins-helpers/network"
@@ -21,14 +22,30 @@ import (
 
 // run serves until ctx ends.
 func run(ctx context.Context, c config, log *logrus.Logger) error {
+	if _, err := os.Stat(givenSysctls); err == nil {
+		logForDocker(log)
+	}
+	level, err := logrus.ParseLevel(c.logLevel)
+	if err != nil {
+		return usageError{err}
+	}
+	log.SetLevel(level)
 	if c.verbose {
-		log.SetLevel(logrus.DebugLevel)
+		log.SetLevel(max(level, logrus.DebugLevel))
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	m := newMetrics(c.stateDir)
 	d := newDriver(c, log, m)
 	// What is wrong with the machine is said before anybody depends on this process.
+	release, err := alone()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = release() }()
+	if err := ensureSysctls(strings.TrimSuffix(sysctlRoot, "/"), givenSysctls); err != nil {
+		return err
+	}
 	if err := d.store(func(*cgroups.Store) error { return nil }); err != nil {
 		return fmt.Errorf("state %s: %w", c.stateDir, err)
 	}

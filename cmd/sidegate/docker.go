@@ -17,14 +17,16 @@ import (
 // places are where Docker and Sidegate's driver for it are.
 type places struct {
 	docker string // Docker's socket
-	driver string // the network driver's
+	driver string // the network driver's, as a service
+	plugin string // its as a managed plugin: a pattern, since Docker makes a directory for each
 	config string // Docker's daemon.json
 	nri    string // NRI's socket
 }
 
 func defaultPlaces() places {
 	return places{
-		docker: "/run/docker.sock", driver: "/run/docker/plugins/sidegate.sock", config: "/etc/docker/daemon.json", nri: "/run/nri/nri.sock",
+		docker: "/run/docker.sock", driver: "/run/docker/plugins/sidegate.sock", plugin: "/run/docker/plugins/*/sidegate.sock",
+		config: "/etc/docker/daemon.json", nri: "/run/nri/nri.sock",
 	}
 }
 
@@ -53,12 +55,18 @@ func (p places) probe() []cgroups.Check {
 	docker.OK = true
 	driver := cgroups.Check{
 		Name: "Docker network driver", Detail: p.driver,
-		Cost: "networks of driver sidegate cannot be made, and containers on them do not start", Next: "run sidegate-docker, before Docker",
+		Cost: "networks of driver sidegate cannot be made, and containers on them do not start", Next: "run sidegate-docker, before Docker, or docker plugin enable",
 	}
 	if ok, err := serves(p.driver); ok {
 		driver.OK = true
 	} else {
 		driver.Detail = err.Error()
+	}
+	plugins, _ := filepath.Glob(p.plugin) // the pattern has no fault
+	for _, socket := range plugins {
+		if ok, _ := serves(socket); ok {
+			driver.OK, driver.Detail = true, socket+", a managed plugin"
+		}
 	}
 	return []cgroups.Check{nri, docker, driver, probeDockerRuntime(p.config)}
 }

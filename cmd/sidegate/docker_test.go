@@ -15,7 +15,7 @@ import (
 func TestProbeDocker(t *testing.T) {
 	dir := t.TempDir()
 	p := places{
-		docker: filepath.Join(dir, "docker"), driver: filepath.Join(dir, "driver"), config: filepath.Join(dir, "daemon.json"), nri: filepath.Join(dir, "nri"),
+		docker: filepath.Join(dir, "docker"), driver: filepath.Join(dir, "driver"), plugin: filepath.Join(dir, "*", "plugin"), config: filepath.Join(dir, "daemon.json"), nri: filepath.Join(dir, "nri"),
 	}
 	want := func(when, want string) {
 		t.Helper()
@@ -34,18 +34,26 @@ func TestProbeDocker(t *testing.T) {
 			t.Errorf("%s: got %s, want %s", when, text, want)
 		}
 	}
-	serve := func(path string) {
+	serve := func(path string) net.Listener {
 		t.Helper()
 		l, err := net.Listen("unix", path)
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { l.Close() })
+		return l
 	}
 	want("nothing there", "NRI missing, Docker missing")
 	serve(p.nri)
 	serve(p.docker)
 	want("Docker alone", "NRI ok, Docker ok, Docker network driver missing, Docker runtime missing")
+	if err := os.Mkdir(filepath.Join(dir, "id"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	plugin := serve(filepath.Join(dir, "id", "plugin"))
+	want("a managed plugin", "NRI ok, Docker ok, Docker network driver ok, Docker runtime missing")
+	plugin.Close()
+	want("it has ended", "NRI ok, Docker ok, Docker network driver missing, Docker runtime missing")
 	serve(p.driver)
 	hook := filepath.Join(dir, "sidegate-oci-hook")
 	config := func(text string) cgroups.Check {

@@ -414,7 +414,7 @@ func (e *Docker) NewNetwork(ctx context.Context, name, driver string, flags ...s
 	if err != nil {
 		return err
 	}
-	if driver == SidegateDriver {
+	if name, _, _ := strings.Cut(driver, ":"); name == SidegateDriver {
 		e.device = "sg-" + string(id[:min(12, len(id))])
 		return nil
 	}
