@@ -32,14 +32,17 @@ type order struct {
 	Workers int           `json:"workers,omitempty"`
 	Count   int64         `json:"count,omitempty"` // connections, bytes or datagrams
 	For     time.Duration `json:"for"`
+	Kind    string        `json:"kind,omitempty"` // of a client's load
+	Size    int           `json:"size,omitempty"` // bytes of its requests
 }
 
 // An answer is what came of an order.
 type answer struct {
-	Done   int64   `json:"done"`   // as Count in the order
-	Failed int64   `json:"failed"` // attempts
-	Took   float64 `json:"took"`   // seconds
-	Err    string  `json:"err"`    // the first failure
+	Done   int64   `json:"done"`             // as Count in the order
+	Failed int64   `json:"failed"`           // attempts
+	Took   float64 `json:"took"`             // seconds
+	Err    string  `json:"err"`              // the first failure
+	Opened int64   `json:"opened,omitempty"` // connections, since the client was opened
 	// Of each connection or datagram, where the order times them.
 	Latency *latency `json:"latency,omitempty"`
 }
@@ -61,12 +64,13 @@ func agentMain(uid string) int {
 	}
 	in := bufio.NewScanner(os.Stdin)
 	out := json.NewEncoder(os.Stdout)
+	var h held
 	for in.Scan() {
 		var o order
 		err := json.Unmarshal(in.Bytes(), &o)
 		var a answer
 		if err == nil {
-			a, err = o.obey()
+			a, err = h.obey(&o)
 		}
 		if err != nil && a.Err == "" {
 			a.Err = err.Error()
@@ -76,6 +80,48 @@ func agentMain(uid string) int {
 		}
 	}
 	return 0
+}
+
+// held is what an agent keeps between two orders.
+type held struct {
+	relay  *relay
+	client *client
+}
+
+// obey also takes the orders for what an agent keeps.
+func (h *held) obey(o *order) (a answer, err error) {
+	began := time.Now()
+	switch o.Op {
+	case "relay":
+		h.relay, err = newRelay(o.Addr)
+	case "relayed":
+		if h.relay == nil {
+			return a, errors.New("there is no relay")
+		}
+		a.Done = h.relay.taken.Load()
+	case "upstream":
+		err = upstream(o.Addr)
+	case "open":
+		if h.client != nil {
+			return a, errors.New("there is a client already")
+		}
+		runtime.LockOSThread() // for its whole life
+		h.client, err = openClient(o)
+	case "run":
+		if h.client == nil {
+			return a, errors.New("there is no client")
+		}
+		a, err = h.client.run(o)
+	case "close":
+		if h.client != nil {
+			err = h.client.close()
+			h.client = nil
+		}
+	default:
+		return o.obey()
+	}
+	a.Took = time.Since(began).Seconds()
+	return a, err
 }
 
 func (o *order) obey() (answer, error) {

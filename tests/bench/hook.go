@@ -23,12 +23,22 @@ func annotations(role string) map[string]string {
 	if role == "" {
 		return nil
 	}
-	return map[string]string{"sidegate/role": role, "sidegate/policy": policyName}
+	return asks(role, policyName)
 }
 
-// runHook runs the hook as a runtime does: the container's state on its standard input. It returns the process as it ended, and how
-// long it took from the fork to the wait.
+// asks are annotations that ask for a role and a policy.
+func asks(role, policy string) map[string]string {
+	return map[string]string{"sidegate/role": role, "sidegate/policy": policy}
+}
+
+// runHook is runHookFor a container of this role, under the policy that containers here have.
 func (w *world) runHook(stage, id string, pid int, role string) (*os.ProcessState, time.Duration, error) {
+	return w.runHookFor(stage, id, pid, annotations(role))
+}
+
+// runHookFor runs the hook as a runtime does: the container's state on its standard input. It returns the process as it ended, and how
+// long it took from the fork to the wait.
+func (w *world) runHookFor(stage, id string, pid int, annotations map[string]string) (*os.ProcessState, time.Duration, error) {
 	bundle := filepath.Join(w.dir, "bundle")
 	if err := os.MkdirAll(bundle, 0o755); err != nil {
 		return nil, 0, err
@@ -40,7 +50,7 @@ func (w *world) runHook(stage, id string, pid int, role string) (*os.ProcessStat
 		}
 	}
 	b, err := json.Marshal(specs.State{
-		Version: specs.Version, ID: id, Status: specs.StateCreating, Pid: pid, Bundle: bundle, Annotations: annotations(role),
+		Version: specs.Version, ID: id, Status: specs.StateCreating, Pid: pid, Bundle: bundle, Annotations: annotations,
 	})
 	if err != nil {
 		return nil, 0, err

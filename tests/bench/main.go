@@ -4,9 +4,12 @@
 // the iptables rules of a mesh, packets of the sidecar, sockets of processes that are not managed, updates of policies, and what is
 // judged by rules, by how many there are.
 //
+// The data plane, the hop from app over sidecar to upstream, is measured in all setups that there are (see [setups]) by loads of several
+// sizes and numbers of connections: with client, sidecar and upstream that do next to nothing themselves, and with wrk, HAProxy and nginx.
+//
 // All sides of a figure run in the same rounds, in turns, and are compared round by round. It judges no time: it fails only if
-// something could not be measured. It needs root and makes a machine of its own inside the machine (see package lab); all traffic
-// stays in there, and nothing is left afterwards.
+// something could not be measured. A round that fails is told, and counts for nothing. It needs root and makes a machine of its own
+// inside the machine (see package lab); all traffic stays in there, and nothing is left afterwards.
 package main
 
 import (
@@ -26,13 +29,17 @@ import (
 
 // env is what the program was asked to do.
 type env struct {
-	only   *regexp.Regexp
-	quick  bool
-	json   string
-	bin    string
-	hooks  string
-	stdout io.Writer
-	stderr io.Writer
+	only     *regexp.Regexp
+	loads    *regexp.Regexp // of points
+	quick    bool
+	limit    time.Duration
+	deadline time.Time // after which nothing more is begun
+	json     string
+	svg      string // draw only
+	bin      string
+	hooks    string
+	stdout   io.Writer
+	stderr   io.Writer
 }
 
 // rounds returns how many rounds to make of n.
@@ -42,6 +49,11 @@ func (e *env) rounds(n int) int {
 	}
 	return n
 }
+
+// late says that the time is over.
+func (e *env) late() bool { return !e.deadline.IsZero() && time.Now().After(e.deadline) }
+
+var errLate = errors.New("no time was left (-limit)")
 
 func main() {
 	if uid, ok := os.LookupEnv(agentEnv); ok {
@@ -55,6 +67,13 @@ func main() {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(2)
 	}
+	if e.svg != "" {
+		if err := drawAll(e.json, e.svg); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	os.Exit(lab.Main(func() int {
 		if err := run(context.Background(), e); err != nil {
 			fmt.Fprintln(os.Stderr, "bench:", err)
@@ -67,9 +86,12 @@ func main() {
 func parseFlags(args []string) (*env, error) {
 	e := &env{stdout: os.Stdout, stderr: os.Stderr}
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
-	only := fs.String("only", "", "make only measurements whose name matches this `regexp`: start, hook, guard, policy, rules, nri, docker, connect, download, packets")
+	loads := fs.String("loads", "", "of hop and wrk make only points whose name matches this `regexp`")
+	only := fs.String("only", "", "make only measurements whose name matches this `regexp`: start, hook, guard, policy, rules, nri, docker, connect, download, packets, hop, wrk")
 	fs.BoolVar(&e.quick, "quick", false, "a fifth of the rounds")
+	fs.DurationVar(&e.limit, "limit", 28*time.Minute, "begin nothing more after this `time`; what is left is said to be missing")
 	fs.StringVar(&e.json, "json", "build/bench.json", "also write the result to this `file`; \"\" for none")
+	fs.StringVar(&e.svg, "svg", "", "measure nothing, but draw charts of what is in the -json file into this `directory`")
 	fs.StringVar(&e.bin, "bin", "bin", "`directory` of sidegate and sidegate-oci-hook")
 	fs.StringVar(&e.hooks, "hooks", "contrib/oci-hooks.d", "`directory` of the hooks.d files, whose environment the hook gets")
 	if err := fs.Parse(args); err != nil {
@@ -82,7 +104,10 @@ func parseFlags(args []string) (*env, error) {
 	if e.only, err = regexp.Compile(*only); err != nil {
 		return nil, fmt.Errorf("-only: %w", err)
 	}
-	for _, path := range []*string{&e.bin, &e.hooks, &e.json} {
+	if e.loads, err = regexp.Compile(*loads); err != nil {
+		return nil, fmt.Errorf("-loads: %w", err)
+	}
+	for _, path := range []*string{&e.bin, &e.hooks, &e.json, &e.svg} {
 		if *path == "" {
 			continue
 		}
@@ -99,6 +124,8 @@ type measurement struct {
 	// One of the two: what needs only a world, or what shares the pods.
 	alone func(context.Context, *env, *world) ([]figure, []string, error)
 	pods  func(context.Context, *env, *traffic) ([]figure, []string, error)
+	// Or what makes points of the data plane.
+	plane func(context.Context, *plane, *collection) error
 }
 
 var measurements = []measurement{
@@ -112,12 +139,15 @@ var measurements = []measurement{
 	{name: "connect", pods: measureConnect},
 	{name: "download", pods: measureDownload},
 	{name: "packets", pods: measurePackets},
+	{name: "hop", plane: measureHop},
+	{name: "wrk", plane: measureWrk},
 }
 
 // run makes the measurements and reports. Its error names those that could not be made.
 func run(ctx context.Context, e *env) (err error) {
 	began := time.Now()
-	var r report
+	r := report{Points: []point{}, Quick: e.quick}
+	e.deadline = began.Add(e.limit)
 	if r.Machine, err = thisMachine(); err != nil {
 		return err
 	}
@@ -148,12 +178,19 @@ func run(ctx context.Context, e *env) (err error) {
 func measureAll(ctx context.Context, e *env, w *world, r *report) {
 	var t *traffic
 	var podsErr error // why there are no pods
+	var pl *plane
+	var planeErr error
+	points := collection{late: e.late}
 	made := 0
 	for _, m := range measurements {
 		if !e.only.MatchString(m.name) {
 			continue
 		}
 		made++
+		if e.late() {
+			r.Missing = append(r.Missing, fmt.Sprintf("%s: %v", m.name, errLate))
+			continue
+		}
 		w.logf("%s", m.name)
 		var figures []figure
 		var notes []string
@@ -164,8 +201,18 @@ func measureAll(ctx context.Context, e *env, w *world, r *report) {
 			if t == nil && podsErr == nil {
 				t, podsErr = newTraffic(ctx, w)
 			}
-			if err = podsErr; err == nil {
-				figures, notes, err = m.pods(ctx, e, t)
+			err = podsErr
+		}
+		switch {
+		case err != nil:
+		case m.pods != nil:
+			figures, notes, err = m.pods(ctx, e, t)
+		case m.plane != nil:
+			if pl == nil && planeErr == nil {
+				pl, planeErr = newPlane(ctx, e, t)
+			}
+			if err = planeErr; err == nil {
+				err = m.plane(ctx, pl, &points)
 			}
 		}
 		r.Figures, r.Notes = append(r.Figures, figures...), append(r.Notes, notes...)
@@ -173,6 +220,11 @@ func measureAll(ctx context.Context, e *env, w *world, r *report) {
 			r.Missing = append(r.Missing, fmt.Sprintf("%s: %v", m.name, err))
 		}
 	}
+	r.Points, r.Failed, r.Missing = append(r.Points, points.points...), points.failed, append(r.Missing, points.missing...)
+	if pl != nil {
+		r.Notes = append(r.Notes, pl.notes...)
+	}
+	r.Notes = append(r.Notes, judgements(r.Points)...)
 	if t != nil {
 		if err := t.close(ctx); err != nil {
 			r.Missing = append(r.Missing, fmt.Sprintf("clean up: %v", err))

@@ -22,6 +22,8 @@ const (
 	sideNone     = "no redirect"
 	sideIptables = "iptables"
 	sideSidegate = "Sidegate"
+	// Not where there is no acceleration.
+	sideAccelerated = "Sidegate, accelerated"
 )
 
 var trafficSides = []string{sideNone, sideIptables, sideSidegate}
@@ -94,20 +96,24 @@ http {
         listen 80 backlog=4096;
         location = / { return 200 "ok\n"; }
         location = ` + bulkPath + ` { root www; }
+        location /keep/ { root www; keepalive_timeout 60s; keepalive_requests 1000000000; open_file_cache max=10; }
     }
 }
 `
 
-// A traffic is the pods and the outside. Each pod has an app, a sidecar, an address and a cgroup.
+// A traffic is the pods and the outside. Each pod has an app, a sidecar, an address and a cgroup. Those whose sidecar is HAProxy have
+// their side for a name.
 type traffic struct {
 	w        *world
 	pods     map[string]*pod
 	out      *outside
 	nginx    *proc
+	upstream *proc  // of the pods that have a relay
 	iptables string // which one wrote the rules
 }
 
 type pod struct {
+	name      string
 	side      string
 	netns     string
 	dev       string // the node's end of its pair
@@ -119,6 +125,8 @@ type pod struct {
 	ids       []string
 	cgroups   []string
 	appTarget string // where an app connects to for the outside's web server
+
+	appCgroup, sidecarCgroup string
 }
 
 func newTraffic(ctx context.Context, w *world) (_ *traffic, err error) {
@@ -129,8 +137,8 @@ func newTraffic(ctx context.Context, w *world) (_ *traffic, err error) {
 	if err := t.web(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("nginx: %w", err), t.close(ctx))
 	}
-	for n, side := range trafficSides {
-		if err := t.pod(ctx, n, side); err != nil {
+	for _, side := range trafficSides {
+		if err := t.haproxy(ctx, side); err != nil {
 			return nil, errors.Join(fmt.Errorf("pod of side %s: %w", side, err), t.close(ctx))
 		}
 	}
@@ -140,7 +148,7 @@ func newTraffic(ctx context.Context, w *world) (_ *traffic, err error) {
 // web starts nginx outside.
 func (t *traffic) web(ctx context.Context) (err error) {
 	dir := filepath.Join(t.w.dir, "nginx")
-	for _, d := range []string{"www", "tmp"} {
+	for _, d := range []string{"www/keep", "tmp"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
 			return err
 		}
@@ -151,6 +159,11 @@ func (t *traffic) web(ctx context.Context) (err error) {
 	}
 	if err := os.Truncate(bulk, bulkSize); err != nil { // zeros that take no disk
 		return err
+	}
+	for _, size := range wrkSizes {
+		if err := os.WriteFile(filepath.Join(dir, "www", wrkPath(size)), make([]byte, size), 0o644); err != nil {
+			return err
+		}
 	}
 	config := strings.ReplaceAll(nginxConfig, "root www", "root "+filepath.Join(dir, "www"))
 	if err := os.WriteFile(filepath.Join(dir, "nginx.conf"), []byte(config), 0o644); err != nil {
@@ -185,18 +198,39 @@ func listens(listing, addr string) bool {
 	return false
 }
 
-func (t *traffic) pod(ctx context.Context, n int, side string) (err error) {
-	name := "pod" + strconv.Itoa(n)
-	p := &pod{side: side, dev: podDev(n), stats: filepath.Join(t.w.dir, name+".sock"), appTarget: at(outsideIP, httpPort)}
-	t.pods[side] = p
-	if p.netns, _, err = podNet(ctx, n); err != nil {
+// haproxy starts a pod of a side with HAProxy as its sidecar.
+func (t *traffic) haproxy(ctx context.Context, side string) error {
+	p, err := t.pod(ctx, side, side)
+	if err != nil {
 		return err
+	}
+	p.stats = filepath.Join(t.w.dir, p.name+".sock")
+	config := filepath.Join(t.w.dir, p.name+".cfg")
+	if err := os.WriteFile(config, fmt.Appendf(nil, proxyConfig, p.stats), 0o644); err != nil {
+		return err
+	}
+	if p.haproxy, err = t.w.spawn(p.sidecarCgroup, p.netns, nil, "/usr/sbin/haproxy", "-db", "-f", config); err != nil {
+		return err
+	}
+	if err := t.waitAccepting(ctx, p.haproxy, p.netns, fmt.Sprintf("127.0.0.1:%d", outboundTo)); err != nil {
+		return err
+	}
+	return t.check(p)
+}
+
+// pod starts a pod of a side, whose sidecar does nothing yet. env is more of the agents' environment.
+func (t *traffic) pod(ctx context.Context, name, side string, env ...string) (p *pod, err error) {
+	n := len(t.pods)
+	p = &pod{name: "pod" + strconv.Itoa(n), side: side, dev: podDev(n), appTarget: at(outsideIP, httpPort)}
+	t.pods[name] = p
+	if p.netns, _, err = podNet(ctx, n); err != nil {
+		return nil, err
 	}
 	if err := sysctls(ctx, p.netns); err != nil {
-		return err
+		return nil, err
 	}
-	if p.cgroup, err = t.w.mkcgroup(name); err != nil {
-		return err
+	if p.cgroup, err = t.w.mkcgroup(p.name); err != nil {
+		return nil, err
 	}
 	start := func(role string, uid int) (*proc, string, error) {
 		dir := filepath.Join(p.cgroup, role)
@@ -204,43 +238,35 @@ func (t *traffic) pod(ctx context.Context, n int, side string) (err error) {
 			return nil, "", err
 		}
 		p.cgroups = append(p.cgroups, dir)
-		a, err := t.w.agent(dir, p.netns, uid)
+		a, err := t.w.agent(dir, p.netns, uid, env...)
 		return a, dir, err
 	}
-	if p.app, _, err = start("app", 0); err != nil {
-		return err
+	if p.app, p.appCgroup, err = start("app", 0); err != nil {
+		return nil, err
 	}
-	var sidecarCgroup string
-	if p.sidecar, sidecarCgroup, err = start("sidecar", sidecarUser); err != nil {
-		return err
+	if p.sidecar, p.sidecarCgroup, err = start("sidecar", sidecarUser); err != nil {
+		return nil, err
 	}
+	wanted := policyName
 	switch side {
 	case sideNone:
 		p.appTarget = fmt.Sprintf("127.0.0.1:%d", directTo)
 	case sideIptables:
-		if t.iptables, err = meshRules(ctx, p.netns); err != nil {
-			return err
-		}
+		t.iptables, err = meshRules(ctx, p.netns)
+		return p, err
+	case sideAccelerated:
+		wanted = acceleratedName
+		fallthrough
 	case sideSidegate:
 		for role, a := range map[string]*proc{"sidecar": p.sidecar, "app": p.app} {
-			id := name + "-" + role
+			id := p.name + "-" + role
 			p.ids = append(p.ids, id)
-			if _, _, err := t.w.runHook("createRuntime", id, a.pid(), role); err != nil {
-				return err
+			if _, _, err := t.w.runHookFor("createRuntime", id, a.pid(), asks(role, wanted)); err != nil {
+				return nil, err
 			}
 		}
 	}
-	config := filepath.Join(t.w.dir, name+".cfg")
-	if err := os.WriteFile(config, fmt.Appendf(nil, proxyConfig, p.stats), 0o644); err != nil {
-		return err
-	}
-	if p.haproxy, err = t.w.spawn(sidecarCgroup, p.netns, nil, "/usr/sbin/haproxy", "-db", "-f", config); err != nil {
-		return err
-	}
-	if err := t.waitAccepting(ctx, p.haproxy, p.netns, fmt.Sprintf("127.0.0.1:%d", outboundTo)); err != nil {
-		return err
-	}
-	return t.check(p)
+	return p, nil
 }
 
 // check makes a few connections and asks HAProxy whether it carried them: a side that does not do its work is no measurement.
@@ -364,8 +390,10 @@ func (t *traffic) close(ctx context.Context) error {
 		}
 		errs = append(errs, delNetns(ctx, p.netns, p.dev))
 	}
-	if t.nginx != nil {
-		t.nginx.stop()
+	for _, p := range []*proc{t.nginx, t.upstream} {
+		if p != nil {
+			p.stop()
+		}
 	}
 	errs = append(errs, t.out.close(ctx))
 	return errors.Join(append(errs, t.w.unload(ctx))...)

@@ -13,10 +13,13 @@ import (
 // A report is all that a run found.
 type report struct {
 	Machine machine  `json:"machine"`
+	Quick   bool     `json:"quick,omitempty"` // few rounds
 	Took    float64  `json:"took_seconds"`
 	Figures []figure `json:"figures"`
+	Points  []point  `json:"points"` // of the data plane
 	Notes   []string `json:"notes"`
-	Missing []string `json:"missing,omitempty"` // measurements that could not be made, and why
+	Failed  []string `json:"failed_rounds,omitempty"` // of points, and why
+	Missing []string `json:"missing,omitempty"`       // measurements that could not be made, and why
 }
 
 // A figure is one quantity, measured on several sides in the same rounds.
@@ -82,6 +85,9 @@ func (f *figure) difference(values map[string][]float64, c compare) {
 // print writes the report for people.
 func (r *report) print(w io.Writer) {
 	fmt.Fprintln(w, r.Machine)
+	if r.Quick {
+		fmt.Fprintln(w, "quick: too few rounds for more than a rough look")
+	}
 	last := ""
 	for _, f := range r.Figures {
 		if f.Measurement != last {
@@ -90,11 +96,15 @@ func (r *report) print(w io.Writer) {
 		}
 		f.print(w)
 	}
+	printPoints(w, r.Points)
 	if len(r.Notes) > 0 {
 		fmt.Fprintln(w)
 	}
 	for _, n := range r.Notes {
 		fmt.Fprintf(w, "- %s\n", n)
+	}
+	for _, f := range r.Failed {
+		fmt.Fprintf(w, "FAILED ROUND, not counted: %s\n", f)
 	}
 	for _, m := range r.Missing {
 		fmt.Fprintf(w, "NOT MEASURED: %s\n", m)
@@ -123,6 +133,31 @@ func (f *figure) print(w io.Writer) {
 			line += fmt.Sprintf("%*s", []int{4, 9, 9, 9, 9}[i], cell)
 		}
 		fmt.Fprintln(w, strings.TrimRight(line, " "))
+	}
+}
+
+// printPoints writes a table for each load.
+func printPoints(w io.Writer, points []point) {
+	last := dose{}
+	for _, p := range points {
+		if p.Load != last.load {
+			unit := "1/s"
+			if p.Load == loadUp || p.Load == loadDown {
+				unit = "MiB/s"
+			}
+			fmt.Fprintf(w, "\n%s\n", p.Load)
+			fmt.Fprintf(w, "  %6s %5s  %-11s %2s %9s %9s %9s  %-21s %8s  %s\n", "bytes", "conns", "setup", "n", unit, "min", "max", "/ "+baseline, "CPU us", "/ "+baseline)
+		} else if p.Size != last.size || p.Connections != last.conns {
+			fmt.Fprintln(w)
+		}
+		last = dose{p.Load, p.Size, p.Connections}
+		size := fmt.Sprint(p.Size)
+		if p.Size == 0 {
+			size = "mixed"
+		}
+		fmt.Fprintf(w, "  %6s %5d  %-11s %2d %9s %9s %9s  %-6s %-14s %8s  %s\n", strings.Replace(size, "1048576", "1 MiB", 1), p.Connections, p.Setup, p.rounds,
+			number(p.RateMedian), number(p.RateMin), number(p.RateMax), times(p.RatioToIptables), fmt.Sprintf("(%.2f-%.2f)", p.ratio.Min, p.ratio.Max),
+			number(p.CPUPerRequest), times(p.cpuRatio.Median))
 	}
 }
 

@@ -251,12 +251,13 @@ func (p *proc) alive() error {
 }
 
 // agent starts this program as an agent, and returns when it is one.
-func (w *world) agent(cgroup, netns string, uid int) (*proc, error) {
+func (w *world) agent(cgroup, netns string, uid int, env ...string) (*proc, error) {
 	exe, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
-	p, err := w.spawn(cgroup, netns, []string{agentEnv + "=" + strconv.Itoa(uid), "GODEBUG=asyncpreemptoff=1"}, exe)
+	env = append([]string{agentEnv + "=" + strconv.Itoa(uid), "GODEBUG=asyncpreemptoff=1"}, env...)
+	p, err := w.spawn(cgroup, netns, env, exe)
 	if err != nil {
 		return nil, err
 	}
