@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Command bench measures what Sidegate costs: starts of containers by each runtime, the hook itself, connections and bytes through a sidecar against
-// the iptables rules of a mesh, packets of the sidecar, sockets of processes that are not managed, updates of policies, and what is
-// judged by rules, by how many there are.
+// the iptables rules of a mesh, packets of the sidecar, sockets of processes that are not managed, updates of policies, what is
+// judged by rules, by how many there are, and many containers at once.
 //
 // The data plane, the hop from app over sidecar to upstream, is measured in all setups that there are (see [setups]) by loads of several
 // sizes and numbers of connections: with client, sidecar and upstream that do next to nothing themselves, and with wrk, HAProxy and nginx.
@@ -87,7 +87,7 @@ func parseFlags(args []string) (*env, error) {
 	e := &env{stdout: os.Stdout, stderr: os.Stderr}
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
 	loads := fs.String("loads", "", "of hop and wrk make only points whose name matches this `regexp`")
-	only := fs.String("only", "", "make only measurements whose name matches this `regexp`: start, hook, guard, policy, rules, nri, docker, connect, download, packets, hop, wrk")
+	only := fs.String("only", "", "make only measurements whose name matches this `regexp`: start, hook, guard, policy, rules, scale, nri, docker, connect, download, packets, hop, wrk")
 	fs.BoolVar(&e.quick, "quick", false, "a fifth of the rounds")
 	fs.DurationVar(&e.limit, "limit", 28*time.Minute, "begin nothing more after this `time`; what is left is said to be missing")
 	fs.StringVar(&e.json, "json", "build/bench.json", "also write the result to this `file`; \"\" for none")
@@ -134,6 +134,7 @@ var measurements = []measurement{
 	{name: "guard", alone: measureGuard},
 	{name: "policy", alone: measurePolicy},
 	{name: "rules", alone: measureRules},
+	{name: "scale", alone: measureScale},
 	{name: "nri", alone: measureNRI},
 	{name: "docker", alone: measureDocker},
 	{name: "connect", pods: measureConnect},

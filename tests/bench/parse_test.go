@@ -54,6 +54,16 @@ func TestDeviceBytes(t *testing.T) {
 	}
 }
 
+func TestUsedMemory(t *testing.T) {
+	const listing = "MemTotal: 1000 kB\nMemFree: 300 kB\nMemAvailable: 600 kB\nBuffers: 50 kB\nCached: 200 kB\nSReclaimable: 50 kB\nHugePages_Total: 0\n"
+	if got, err := usedMemory(listing); err != nil || got != 400*1024 {
+		t.Errorf("used are %v, %v", got, err)
+	}
+	if got, err := usedMemory("MemTotal: 1000 kB\n"); err == nil {
+		t.Errorf("used are %v of half a listing", got)
+	}
+}
+
 func TestParseTarget(t *testing.T) {
 	if sa, family, err := parseTarget("192.0.2.80:7000"); err != nil || family != unix.AF_INET ||
 		*sa.(*unix.SockaddrInet4) != (unix.SockaddrInet4{Port: 7000, Addr: [4]byte{192, 0, 2, 80}}) {
