@@ -31,12 +31,12 @@ IMAGE ?= localhost/sidegate:$(shell sed -n 's/^appVersion: "\(.*\)"/\1/p' contri
 PODMAN ?= podman
 PLUGINDIR ?= build/docker-plugin
 
-.PHONY: help build demo demo-nri demo-docker escape test check bench generate check-generated lint fuzz deps install uninstall clean image docker-plugin kubernetes
+.PHONY: help build demo demo-nri demo-docker escape test check bench bench-quick generate check-generated lint fuzz deps install uninstall clean image docker-plugin kubernetes
 
 help:
 	@sed -n 's/^# make /make /p' Makefile
 	@echo 'make build   the binaries, in bin/'
-	@echo 'make bench   what it costs, as ratios of interleaved runs'
+	@echo 'make bench   what it costs, as ratios of interleaved runs, with charts; make bench-quick: a rough look'
 	@echo 'make lint    gofmt, vet, staticcheck, clang-format, shellcheck'
 	@echo 'make generate / check-generated   the BPF objects and their Go types'
 	@echo 'make install / uninstall          DESTDIR, PREFIX, HOOKSDIR'
@@ -82,8 +82,16 @@ test: deps build lint check-generated fuzz
 fuzz:
 	$(WITH_GO) scripts/with-bpffs.sh scripts/fuzz.sh $(FUZZTIME)
 
+# Less than 30 minutes; what does not fit in is said to be missing. The figures are in build/bench.json, the charts in docs.
 bench: deps build
-	$(WITH_GO) CGO_ENABLED=0 go run ./tests/bench
+	$(WITH_GO) CGO_ENABLED=0 go build -o bin/bench ./tests/bench
+	$(WITH_GO) bin/bench
+	bin/bench -svg docs
+
+# Less than 2 minutes: the data plane in all its setups, containers in number, and the hook, in few rounds.
+bench-quick: deps build
+	$(WITH_GO) CGO_ENABLED=0 go build -o bin/bench ./tests/bench
+	$(WITH_GO) bin/bench -quick -only '^(hop|wrk|scale|start|hook)$$'
 
 lint:
 	$(WITH_GO) scripts/lint.sh
