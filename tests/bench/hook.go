@@ -33,19 +33,26 @@ func asks(role, policy string) map[string]string {
 
 // runHook is runHookFor a container of this role, under the policy that containers here have.
 func (w *world) runHook(stage, id string, pid int, role string) (*os.ProcessState, time.Duration, error) {
-	return w.runHookFor(stage, id, pid, annotations(role))
+	return w.runHookFor(stage, id, pid, annotations(role), nil)
 }
 
-// runHookFor runs the hook as a runtime does: the container's state on its standard input. It returns the process as it ended, and how
-// long it took from the fork to the wait.
-func (w *world) runHookFor(stage, id string, pid int, annotations map[string]string) (*os.ProcessState, time.Duration, error) {
-	bundle := filepath.Join(w.dir, "bundle")
+// runHookFor runs the hook as a runtime does: the container's state on its standard input, and its configuration in a bundle, which here
+// has a seccomp profile or nothing. It returns the process as it ended, and how long it took from the fork to the wait.
+func (w *world) runHookFor(stage, id string, pid int, annotations map[string]string, profile *specs.LinuxSeccomp) (*os.ProcessState, time.Duration, error) {
+	bundle, spec := filepath.Join(w.dir, "bundle"), any(struct{}{})
+	if profile != nil {
+		bundle, spec = filepath.Join(w.dir, "bundle-confined"), &specs.Spec{Version: specs.Version, Linux: &specs.Linux{Seccomp: profile}}
+	}
 	if err := os.MkdirAll(bundle, 0o755); err != nil {
 		return nil, 0, err
 	}
 	config := filepath.Join(bundle, "config.json")
 	if _, err := os.Stat(config); errors.Is(err, os.ErrNotExist) {
-		if err := os.WriteFile(config, []byte("{}"), 0o644); err != nil {
+		b, err := json.Marshal(spec)
+		if err != nil {
+			return nil, 0, err
+		}
+		if err := os.WriteFile(config, b, 0o644); err != nil {
 			return nil, 0, err
 		}
 	}
@@ -100,8 +107,11 @@ func (w *world) pause(name, netns string) (p *proc, cgroup string, err error) {
 	return p, cgroup, nil
 }
 
-func (w *world) pauseIn(cgroup, netns string) (*proc, error) {
-	p, err := w.spawn(cgroup, netns, nil, "/bin/busybox", "cat")
+func (w *world) pauseIn(cgroup, netns string) (*proc, error) { return w.pauseApart(cgroup, netns, 0) }
+
+// pauseApart is pauseIn in new namespaces, too, that flags name.
+func (w *world) pauseApart(cgroup, netns string, flags uintptr) (*proc, error) {
+	p, err := w.clone(cgroup, netns, flags, nil, "/bin/busybox", "cat")
 	if err != nil || netns == "" || netns == "new" {
 		return p, err
 	}

@@ -50,15 +50,24 @@ func (e *env) rounds(n int) int {
 	return n
 }
 
+// becomeAnother does not return in a process that was started to be something else.
+func becomeAnother() {
+	if _, ok := os.LookupEnv(confineEnv); ok {
+		fmt.Fprintln(os.Stderr, "bench: confine:", confine(os.Args[1:]))
+		os.Exit(1)
+	}
+	if uid, ok := os.LookupEnv(agentEnv); ok {
+		os.Exit(agentMain(uid))
+	}
+}
+
 // late says that the time is over.
 func (e *env) late() bool { return !e.deadline.IsZero() && time.Now().After(e.deadline) }
 
 var errLate = errors.New("no time was left (-limit)")
 
 func main() {
-	if uid, ok := os.LookupEnv(agentEnv); ok {
-		os.Exit(agentMain(uid))
-	}
+	becomeAnother()
 	e, err := parseFlags(os.Args[1:])
 	if errors.Is(err, flag.ErrHelp) {
 		os.Exit(0)

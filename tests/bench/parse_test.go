@@ -3,6 +3,8 @@
 package main
 
 import (
+	"os"
+	"os/exec"
 	"strings"
 	"testing"
 
@@ -76,5 +78,23 @@ func TestParseTarget(t *testing.T) {
 		if sa, _, err := parseTarget(bad); err == nil {
 			t.Errorf("%q is %+v", bad, sa)
 		}
+	}
+}
+
+// What the hook is told of the filter has to be what lets it accelerate.
+func TestConfinement(t *testing.T) {
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	env, argv, err := confined("/bin/true")
+	if err != nil || argv[0] != exe {
+		t.Fatalf("command is %q, %v", argv, err)
+	}
+	cmd := exec.Command(argv[0], "/bin/sh", "-c", "grep -E '^(Seccomp|NoNewPrivs):' /proc/self/status")
+	cmd.Env = append(os.Environ(), env...)
+	out, err := cmd.CombinedOutput()
+	if err != nil || string(out) != "NoNewPrivs:\t1\nSeccomp:\t2\n" {
+		t.Errorf("a confined program has %q, %v", out, err)
 	}
 }

@@ -16,8 +16,11 @@ import (
 	"sidegate/policy"
 )
 
-// acceleratedName is the policy of the pods that are accelerated.
-const acceleratedName = "bench-accelerated"
+// The policies of pods that Sidegate redirects: without acceleration, which some have by themselves, and with as much as there is.
+const (
+	redirectName    = "bench-redirect"
+	acceleratedName = "bench-accelerated"
+)
 
 // acceleratedPolicy is policyHead with acceleration. Its error says why there is none.
 func acceleratedPolicy() (string, error) {
@@ -26,6 +29,20 @@ func acceleratedPolicy() (string, error) {
 		return "", fmt.Errorf("policies of this build cannot ask for it: %w", err)
 	}
 	return text, nil
+}
+
+// redirectPolicy is policyHead without.
+func redirectPolicy() string {
+	text := policyHead(redirectName)
+	if _, err := acceleratedPolicy(); err == nil {
+		text += "  accelerate: off\n"
+	}
+	return text
+}
+
+// writePolicy puts a policy where the hook looks for it.
+func (w *world) writePolicy(name, text string) error {
+	return os.WriteFile(filepath.Join(w.dir, "policies", name+".yaml"), []byte(text), 0o644)
 }
 
 // A plane is the pods that the data plane is measured with. Those that have a relay are of this kind alone; HAProxy's are shared.
@@ -66,7 +83,7 @@ func newPlane(ctx context.Context, e *env, t *traffic) (*plane, error) {
 	text, why := acceleratedPolicy()
 	if why == nil {
 		sides = append(sides[:len(sides):len(sides)], sideAccelerated)
-		if err := os.WriteFile(filepath.Join(t.w.dir, "policies", acceleratedName+".yaml"), []byte(text), 0o644); err != nil {
+		if err := t.w.writePolicy(acceleratedName, text); err != nil {
 			return nil, err
 		}
 		if err := t.haproxy(ctx, sideAccelerated); err != nil {

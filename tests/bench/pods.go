@@ -134,6 +134,9 @@ func newTraffic(ctx context.Context, w *world) (_ *traffic, err error) {
 	if t.out, err = newOutside(ctx, w); err != nil {
 		return nil, err
 	}
+	if err := w.writePolicy(redirectName, redirectPolicy()); err != nil {
+		return nil, errors.Join(err, t.close(ctx))
+	}
 	if err := t.web(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("nginx: %w", err), t.close(ctx))
 	}
@@ -209,7 +212,11 @@ func (t *traffic) haproxy(ctx context.Context, side string) error {
 	if err := os.WriteFile(config, fmt.Appendf(nil, proxyConfig, p.stats), 0o644); err != nil {
 		return err
 	}
-	if p.haproxy, err = t.w.spawn(p.sidecarCgroup, p.netns, nil, "/usr/sbin/haproxy", "-db", "-f", config); err != nil {
+	env, argv, err := confined("/usr/sbin/haproxy", "-db", "-f", config)
+	if err != nil {
+		return err
+	}
+	if p.haproxy, err = t.w.spawn(p.sidecarCgroup, p.netns, env, argv...); err != nil {
 		return err
 	}
 	if err := t.waitAccepting(ctx, p.haproxy, p.netns, fmt.Sprintf("127.0.0.1:%d", outboundTo)); err != nil {
@@ -218,7 +225,7 @@ func (t *traffic) haproxy(ctx context.Context, side string) error {
 	return t.check(p)
 }
 
-// pod starts a pod of a side, whose sidecar does nothing yet. env is more of the agents' environment.
+// pod starts a pod of a side, all of whose processes are confined, whose sidecar does nothing yet. env is more of the agents' environment.
 func (t *traffic) pod(ctx context.Context, name, side string, env ...string) (p *pod, err error) {
 	n := len(t.pods)
 	p = &pod{name: "pod" + strconv.Itoa(n), side: side, dev: podDev(n), appTarget: at(outsideIP, httpPort)}
@@ -238,7 +245,7 @@ func (t *traffic) pod(ctx context.Context, name, side string, env ...string) (p 
 			return nil, "", err
 		}
 		p.cgroups = append(p.cgroups, dir)
-		a, err := t.w.agent(dir, p.netns, uid, env...)
+		a, err := t.w.agent(dir, p.netns, uid, append([]string{confineEnv + "=1"}, env...)...)
 		return a, dir, err
 	}
 	if p.app, p.appCgroup, err = start("app", 0); err != nil {
@@ -247,21 +254,18 @@ func (t *traffic) pod(ctx context.Context, name, side string, env ...string) (p 
 	if p.sidecar, p.sidecarCgroup, err = start("sidecar", sidecarUser); err != nil {
 		return nil, err
 	}
-	wanted := policyName
 	switch side {
 	case sideNone:
 		p.appTarget = fmt.Sprintf("127.0.0.1:%d", directTo)
 	case sideIptables:
 		t.iptables, err = meshRules(ctx, p.netns)
 		return p, err
-	case sideAccelerated:
-		wanted = acceleratedName
-		fallthrough
-	case sideSidegate:
+	case sideSidegate, sideAccelerated:
+		wanted := map[string]string{sideSidegate: redirectName, sideAccelerated: acceleratedName}[side]
 		for role, a := range map[string]*proc{"sidecar": p.sidecar, "app": p.app} {
 			id := p.name + "-" + role
 			p.ids = append(p.ids, id)
-			if _, _, err := t.w.runHookFor("createRuntime", id, a.pid(), asks(role, wanted)); err != nil {
+			if _, _, err := t.w.runHookFor("createRuntime", id, a.pid(), asks(role, wanted), confinement()); err != nil {
 				return nil, err
 			}
 		}

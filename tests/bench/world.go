@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -188,17 +189,22 @@ type proc struct {
 
 // spawn starts a process in a cgroup, and in the network namespace at netns unless that is "". With "new" it gets one of its own.
 func (w *world) spawn(cgroup, netns string, env []string, argv ...string) (*proc, error) {
+	return w.clone(cgroup, netns, 0, env, argv...)
+}
+
+// clone is spawn in new namespaces, too, that flags name.
+func (w *world) clone(cgroup, netns string, flags uintptr, env []string, argv ...string) (*proc, error) {
 	dir, err := os.Open(cgroup)
 	if err != nil {
 		return nil, err
 	}
 	defer dir.Close()
-	attr := &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
+	attr := &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd()), Cloneflags: flags}
 	p := &proc{name: filepath.Base(argv[0]), ended: make(chan struct{})}
 	switch netns {
 	case "":
 	case "new":
-		attr.Cloneflags = syscall.CLONE_NEWNET
+		attr.Cloneflags |= syscall.CLONE_NEWNET
 	default:
 		argv = append([]string{"nsenter", "--net=" + netns, "--"}, argv...)
 	}
@@ -257,7 +263,11 @@ func (w *world) agent(cgroup, netns string, uid int, env ...string) (*proc, erro
 		return nil, err
 	}
 	env = append([]string{agentEnv + "=" + strconv.Itoa(uid), "GODEBUG=asyncpreemptoff=1"}, env...)
-	p, err := w.spawn(cgroup, netns, env, exe)
+	argv := []string{exe}
+	if slices.Contains(env, confineEnv+"=1") {
+		argv = append(argv, exe) // it becomes itself
+	}
+	p, err := w.spawn(cgroup, netns, env, argv...)
 	if err != nil {
 		return nil, err
 	}

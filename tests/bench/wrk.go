@@ -104,18 +104,23 @@ func parseWrk(out []byte) (answer, error) {
 	return answer{Done: n, Took: took.Seconds()}, err
 }
 
-// runIn runs a program to its end in a cgroup and a network namespace.
+// runIn runs a program to its end in a cgroup and a network namespace, confined.
 func runIn(ctx context.Context, cgroup, netns string, argv ...string) ([]byte, error) {
 	dir, err := os.Open(cgroup)
 	if err != nil {
 		return nil, err
 	}
 	defer dir.Close()
+	env, argv, err := confined(argv...)
+	if err != nil {
+		return nil, err
+	}
 	cmd := exec.CommandContext(ctx, "nsenter", append([]string{"--net=" + netns, "--"}, argv...)...)
+	cmd.Env = append(os.Environ(), env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
 	out, err := cmd.CombinedOutput()
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w: %s", argv[0], err, bytes.TrimSpace(out))
+		return nil, fmt.Errorf("%s: %w: %s", argv[1], err, bytes.TrimSpace(out))
 	}
 	return out, nil
 }
