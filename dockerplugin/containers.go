@@ -299,6 +299,9 @@ func (d *driver) endpointsOf(i *inspected) (own []*endpoint) {
 func (d *driver) restore() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if err := deleteUnnamed(); err != nil {
+		return err
+	}
 	networks, err := listNetworks()
 	if err != nil {
 		return err

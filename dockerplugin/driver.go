@@ -54,8 +54,10 @@ func newDriver(c config, log *logrus.Logger, m *metrics) *driver {
 	}
 }
 
-// short is an id as Docker's command shows it.
-func short(id string) string { return id[:min(len(id), 12)] }
+// shortLen is how much of an id Docker's command shows.
+const shortLen = 12
+
+func short(id string) string { return id[:min(len(id), shortLen)] }
 
 // do runs f for one request and measures it. Its error is what people see: it says whose it is.
 func (d *driver) do(request, object string, f func() error) error {

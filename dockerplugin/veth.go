@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -24,7 +25,10 @@ type endpoint struct {
 }
 
 // host is the name of the end that stays.
-func (e *endpoint) host() string { return "sgh" + short(e.id) }
+func (e *endpoint) host() string { return hostPrefix + short(e.id) }
+
+// hostPrefix is of our endpoints' ends only.
+const hostPrefix = "sgh"
 
 // inner is the name of the end that libnetwork moves and renames.
 func (e *endpoint) inner() string { return "sgc" + short(e.id) }
@@ -199,6 +203,32 @@ func deleteVeth(eid string) error {
 		return fmt.Errorf("delete devices of endpoint %s: %w", short(eid), err)
 	}
 	return nil
+}
+
+// deleteUnnamed removes what a process left that was killed between making a
+// device and giving it its alias: nobody knows whose it was. There must be no
+// other process that makes devices.
+func deleteUnnamed() error {
+	links, err := dump(netlink.LinkList)
+	if err != nil {
+		return fmt.Errorf("list devices: %w", err)
+	}
+	var errs []error
+	for _, l := range links {
+		name := l.Attrs().Name
+		id, is := strings.CutPrefix(name, bridgePrefix)
+		is = is && l.Type() == "bridge"
+		if l.Type() == "veth" {
+			id, is = strings.CutPrefix(name, hostPrefix)
+		}
+		if !is || l.Attrs().Alias != "" || len(id) != shortLen || !isID(id) {
+			continue
+		}
+		if err := netlink.LinkDel(l); err != nil && !isGone(err) {
+			errs = append(errs, fmt.Errorf("delete device %s, which is half made: %w", name, err))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // listEndpoints reads back the endpoints from our devices, by ID. Those that

@@ -99,6 +99,30 @@ func TestVethRefuses(t *testing.T) {
 	l.same(len(l.devices()), 2)
 }
 
+// What has no alias, and only that, goes when the driver starts.
+func TestDeleteUnnamed(t *testing.T) {
+	l := newLab(t)
+	n := newNetwork(1)
+	l.must(ensureBridge(n))
+	e := &endpoint{id: strings.Repeat("ab", 32), network: n.id}
+	l.must(ensureVeth(n, e))
+	before := l.devices()
+	add := func(link netlink.Link, name string) {
+		link.Attrs().Name, link.Attrs().TxQLen = name, -1
+		l.must(netlink.LinkAdd(link))
+	}
+	add(&netlink.Bridge{}, "sg-0123456789ab")
+	add(&netlink.Veth{PeerName: "sgc0123456789ab"}, "sgh0123456789ab")
+	l.must(deleteUnnamed())
+	l.same(l.devices(), before)
+	// Others have such names too.
+	add(&netlink.Bridge{}, "sg-lan")
+	add(&netlink.Bridge{}, "sgh0123456789ab")
+	with := l.devices()
+	l.must(deleteUnnamed())
+	l.same(l.devices(), with)
+}
+
 func TestPlug(t *testing.T) {
 	l := newLab(t)
 	n := newNetwork(1)
