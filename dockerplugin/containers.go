@@ -308,6 +308,9 @@ func (d *driver) restore() error {
 	}
 	for _, n := range networks {
 		d.networks[n.id] = n
+		if err := d.memory.remember(n); err != nil {
+			return err
+		}
 	}
 	endpoints, err := listEndpoints()
 	if err != nil {
@@ -513,8 +516,9 @@ func (d *driver) reconcile(ctx context.Context) error {
 // dropNetworks removes the networks that Docker does not know: one that it was not told of being made, since the driver
 // was killed then.
 func (d *driver) dropNetworks(ctx context.Context) error {
-	var ids []string
+	ids, err := d.memory.all()
 	d.mu.Lock()
+	ids = slices.DeleteFunc(ids, func(id string) bool { return d.networks[id] != nil })
 	for id := range d.networks {
 		used := false
 		for _, e := range d.endpoints {
@@ -525,7 +529,7 @@ func (d *driver) dropNetworks(ctx context.Context) error {
 		}
 	}
 	d.mu.Unlock()
-	var errs []error
+	errs := []error{err}
 	for _, id := range ids {
 		_, err := d.docker.network(ctx, id)
 		if err == nil {

@@ -28,6 +28,7 @@ type driver struct {
 	config  config
 	docker  *docker
 	metrics *metrics
+	memory  memory
 
 	// mu is held while what follows, or rules of nftables, change. Who has it may wait for the state's lock; so who has
 	// that must not wait for this.
@@ -47,7 +48,7 @@ type driver struct {
 
 func newDriver(c config, log *logrus.Logger, m *metrics) *driver {
 	return &driver{
-		log: log, config: c, docker: newDocker(c.docker), metrics: m,
+		log: log, config: c, docker: newDocker(c.docker), metrics: m, memory: memory(c.dataDir),
 		networks: make(map[string]*network), endpoints: make(map[string]*endpoint), made: make(map[string]time.Time),
 		pods: make(map[string]uint64), held: make(map[string][]io.Closer), refused: make(map[string]bool),
 		collecting: make(chan struct{}, 1),
@@ -120,14 +121,17 @@ func (d *driver) makeNetwork(n *network) error {
 			return err
 		}
 	}
-	err := ensureBridge(n)
+	err := d.memory.remember(n)
+	if err == nil {
+		err = ensureBridge(n)
+	}
 	if err == nil {
 		d.networks[n.id] = n
 		err = d.apply()
 	}
 	if err != nil && !had {
 		delete(d.networks, n.id)
-		err = errors.Join(err, deleteBridge(n.id), d.apply())
+		err = errors.Join(err, deleteBridge(n.id), d.memory.forget(n.id), d.apply())
 	}
 	return err
 }
@@ -157,11 +161,11 @@ func (d *driver) DeleteNetwork(r *libnetwork.DeleteNetworkRequest) error {
 func (d *driver) deleteNetwork(id string) error {
 	delete(d.networks, id)
 	delete(d.made, id)
-	return errors.Join(deleteBridge(id), d.apply())
+	return errors.Join(deleteBridge(id), d.memory.forget(id), d.apply())
 }
 
 // networkOf returns a network. One that the kernel has lost, since the machine has started again, is made again
-// from what Docker knows.
+// from what was remembered, or else from what Docker knows.
 func (d *driver) networkOf(id string) (*network, error) {
 	d.mu.Lock()
 	n := d.networks[id]
@@ -172,15 +176,14 @@ func (d *driver) networkOf(id string) (*network, error) {
 	if !isID(id) {
 		return nil, fmt.Errorf("libnetwork gives no network id, but %q", id)
 	}
-	known, err := d.docker.network(context.Background(), id)
-	if errors.Is(err, errNoObject) {
-		return nil, fmt.Errorf("its network %s is not known: create it again with docker network create -d sidegate", short(id))
-	}
+	n, err := d.memory.recall(id)
 	if err != nil {
-		return nil, err
+		d.log.WithField("object", "network "+short(id)).Warnf("asking Docker instead: %v", err)
 	}
-	if n, err = networkOf(known); err != nil {
-		return nil, fmt.Errorf("network %s: %w", short(id), err)
+	if n == nil {
+		if n, err = d.askNetwork(id); err != nil {
+			return nil, err
+		}
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -188,6 +191,22 @@ func (d *driver) networkOf(id string) (*network, error) {
 		return other, nil
 	}
 	return n, d.makeNetwork(n)
+}
+
+// askNetwork asks Docker what a network is.
+func (d *driver) askNetwork(id string) (*network, error) {
+	known, err := d.docker.network(context.Background(), id)
+	if errors.Is(err, errNoObject) {
+		return nil, fmt.Errorf("its network %s is not known: create it again with docker network create -d sidegate", short(id))
+	}
+	if err != nil {
+		return nil, err
+	}
+	n, err := networkOf(known)
+	if err != nil {
+		return nil, fmt.Errorf("network %s: %w", short(id), err)
+	}
+	return n, nil
 }
 
 // CreateEndpoint makes a veth pair whose end on the host lets nothing through.

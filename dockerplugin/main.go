@@ -34,6 +34,7 @@ type config struct {
 	pidFile   string // Docker's
 	policyDir string
 	stateDir  string
+	dataDir   string
 	metrics   string
 	logLevel  string
 	verbose   bool
@@ -54,6 +55,7 @@ func parseConfig(args []string, stderr io.Writer) (config, error) {
 	f.StringVar(&c.docker, "docker-socket", "/run/docker.sock", "Docker's `socket`")
 	f.StringVar(&c.pidFile, "docker-pid-file", "/run/docker.pid", "Docker's `file` of its process id")
 	f.StringVar(&c.policyDir, "policy-dir", dir, "`directory` of policies")
+	f.StringVar(&c.dataDir, "data-dir", "/var/lib/sidegate/docker", "`directory` that keeps what networks are until the machine's next start")
 	f.StringVar(&c.metrics, "metrics-address", os.Getenv(metricsEnv), "serve /metrics, /healthz and /readyz on this `address`, such as 127.0.0.1:9465 (default: do not)")
 	f.StringVar(&c.logLevel, "log-level", cmp.Or(os.Getenv(logLevelEnv), "info"), "`level` of what is logged: error, warning, info or debug")
 	f.BoolVar(&c.verbose, "verbose", false, "log each request, as -log-level debug does")
@@ -67,7 +69,7 @@ func parseConfig(args []string, stderr io.Writer) (config, error) {
 	if _, err := logrus.ParseLevel(c.logLevel); err != nil {
 		return c, usageError{fmt.Errorf("-log-level, or %s: %w", logLevelEnv, err)}
 	}
-	for name, path := range map[string]string{"-socket": c.socket, "-docker-socket": c.docker, "-docker-pid-file": c.pidFile, "-policy-dir": c.policyDir} {
+	for name, path := range map[string]string{"-socket": c.socket, "-docker-socket": c.docker, "-docker-pid-file": c.pidFile, "-policy-dir": c.policyDir, "-data-dir": c.dataDir} {
 		if !filepath.IsAbs(path) {
 			return c, usageError{fmt.Errorf("%s: %q is no absolute path", name, path)}
 		}

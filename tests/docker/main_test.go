@@ -180,13 +180,16 @@ func startDriver(ctx context.Context, t *testing.T, flags ...string) *driver {
 // current is the driver that was started last. It has to be there when a test's networks are removed.
 var current *driver
 
+// dataDir is where drivers of all tests remember networks.
+func dataDir() string { return filepath.Join(world.dir, "data") }
+
 func launchDriver(t *testing.T, flags ...string) *driver {
 	t.Helper()
 	log, err := os.CreateTemp(t.TempDir(), "docker.log")
 	must(t, err)
 	defer log.Close()
 	d := &driver{t: t, log: log.Name(), ended: make(chan error, 1)}
-	args := append([]string{"-policy-dir", world.policies, "-metrics-address", metricsAddress, "-verbose"}, flags...)
+	args := append([]string{"-policy-dir", world.policies, "-data-dir", dataDir(), "-metrics-address", metricsAddress, "-verbose"}, flags...)
 	d.cmd = exec.Command(filepath.Join(world.bin, "sidegate-docker"), args...)
 	d.cmd.Stdout, d.cmd.Stderr = log, log
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -309,6 +312,13 @@ func wantNothing(t testing.TB) {
 		}
 		if strings.Contains(string(rules), "sidegate") {
 			left += string(rules)
+		}
+		remembered, err := os.ReadDir(dataDir())
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return false, err
+		}
+		for _, file := range remembered {
+			left += file.Name() + "\n"
 		}
 		pods := status(t)
 		for name := range pods {

@@ -81,7 +81,7 @@ func startManaged(ctx context.Context, t *testing.T) *driver {
 			t.Errorf("the plugin is removed, and there are its processes %v", pids)
 		}
 	})
-	docker("plugin", "set", plugin, "SIDEGATE_METRICS_ADDRESS="+metricsAddress, "SIDEGATE_LOG_LEVEL=debug", "policies.source="+policies)
+	docker("plugin", "set", plugin, "SIDEGATE_METRICS_ADDRESS="+metricsAddress, "SIDEGATE_LOG_LEVEL=info", "args=-log-level debug", "policies.source="+policies)
 	docker("plugin", "enable", plugin)
 	d := &driver{t: t, ended: make(chan error, 1)}
 	d.waitReady(ctx)
@@ -193,10 +193,12 @@ func TestManagedPlugin(t *testing.T) {
 	wantPublished()
 	must(t, p.Remove(ctx))
 
-	// A Docker that starts again starts it before the containers of its networks.
+	// After the machine's next start Docker starts it before the containers of its networks.
 	again, p := runApp(ctx, t, "again", append(label("app"), "--restart", "always")...)
 	again.Disconnect() // its exec ends with Docker
-	must(t, world.Docker.Restart(ctx))
+	must(t, world.Docker.Stop())
+	forget(t)
+	must(t, world.Docker.Start(ctx))
 	d.waitReady(ctx)
 	waitRoles(t, "again", "again=app")
 	wantClosed(ctx, t, p)
