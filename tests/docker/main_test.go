@@ -367,6 +367,19 @@ func runApp(ctx context.Context, t testing.TB, name string, flags ...string) (*l
 	return c, p
 }
 
+// runPatientApp is runApp for one that is registered when its program runs already: it tries again to listen.
+func runPatientApp(ctx context.Context, t testing.TB, name string, flags ...string) (*lab.Container, *lab.Pod) {
+	t.Helper()
+	flags = append([]string{"--network", mesh}, flags...)
+	serve := fmt.Sprintf("while :; do /bin/prober serve --on :%d; done", lab.AppPort)
+	c, err := world.Docker.Run(ctx, name, lab.AppImage, flags, "/bin/sh", "-c", serve)
+	must(t, err)
+	must(t, c.WaitListening(ctx, lab.AppPort))
+	p, err := world.Docker.PodOf(ctx, c, lab.PodOptions{})
+	must(t, err)
+	return c, p
+}
+
 // label is the flag of a role.
 func label(role string) []string { return []string{"--label", "sidegate/role=" + role} }
 

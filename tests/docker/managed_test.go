@@ -194,7 +194,7 @@ func TestManagedPlugin(t *testing.T) {
 	must(t, p.Remove(ctx))
 
 	// After the machine's next start Docker starts it before the containers of its networks.
-	again, p := runApp(ctx, t, "again", append(label("app"), "--restart", "always")...)
+	again, p := runPatientApp(ctx, t, "again", append(label("app"), "--restart", "always")...)
 	again.Disconnect() // its exec ends with Docker
 	must(t, world.Docker.Stop())
 	forget(t)
@@ -240,7 +240,7 @@ func TestManagedPluginOldDocker(t *testing.T) {
 	if err != nil || len(got) != 0 {
 		t.Errorf("an app without a sidecar: %v, %v", got, err)
 	}
-	app, p := runApp(ctx, t, "shop", label("app")...)
+	app, p := runPatientApp(ctx, t, "shop", label("app")...)
 	waitRoles(t, "shop", "shop=app")
 	wantClosed(ctx, t, p)
 	sidecar := sidecarIn(ctx, t, p, wrapped("sidecar")...)

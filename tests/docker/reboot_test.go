@@ -34,7 +34,7 @@ func TestReboot(t *testing.T) {
 			newMesh(ctx, t)
 			_, err := world.Docker.CLI(ctx, "network", "create", "-d", lab.SidegateDriver, "--internal", "--subnet", "203.0.113.0/24", "inner")
 			must(t, err)
-			app, _ := runApp(ctx, t, "shop", append(label("app"), "--restart", "always")...)
+			app, _ := runPatientApp(ctx, t, "shop", append(label("app"), "--restart", "always")...)
 			app.Disconnect() // its exec ends with Docker
 			inner, err := world.Docker.Run(ctx, "inner", lab.AppImage, []string{"--network", "inner", "--restart", "always"}, "/bin/sleep", "1000")
 			must(t, err)
