@@ -47,7 +47,7 @@ func measureWrk(ctx context.Context, p *plane, c *collection) error {
 func (p *plane) warmWrk(setup string) (sample, error) {
 	s := p.proxied[setup]
 	o := order{Op: "connect", Addr: s.to[len("http://"):], Workers: 1, Count: 50, For: ioTimeout}
-	a, cpu, err := p.count(s.pod, func() (answer, error) { return s.pod.app.do(o) })
+	a, cpu, _, err := p.count(s.pod, func() (answer, error) { return s.pod.app.do(o) })
 	return sample{rate: float64(a.Done) / a.Took, cpu: cpu * 1e6}, err
 }
 
@@ -57,7 +57,7 @@ func (p *plane) wrk(ctx context.Context, setup string, d dose) (got sample, err 
 	if err != nil {
 		return got, err
 	}
-	a, cpu, err := p.count(s.pod, func() (answer, error) {
+	a, cpu, lo, err := p.count(s.pod, func() (answer, error) {
 		ctx, cancel := context.WithTimeout(ctx, wrkTime+10*time.Second)
 		defer cancel()
 		out, err := runIn(ctx, s.pod.appCgroup, s.pod.netns, "wrk", "--threads", "1", "--connections", strconv.Itoa(d.conns),
@@ -78,6 +78,11 @@ func (p *plane) wrk(ctx context.Context, setup string, d dose) (got sample, err 
 	n, want := after-before, int64(d.conns)
 	if !s.carries && n != 0 || s.carries && n < want {
 		return got, fmt.Errorf("HAProxy carried %d of %d connections", n, want)
+	}
+	if setup == setupAccelerated {
+		if err := isAccelerated(lo/float64(a.Done), d.size); err != nil {
+			return got, err
+		}
 	}
 	return sample{rate: float64(a.Done) / a.Took, cpu: cpu / float64(a.Done) * 1e6}, nil
 }
