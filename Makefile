@@ -88,10 +88,10 @@ bench: deps build
 	$(WITH_GO) bin/bench
 	bin/bench -svg docs
 
-# Less than 2 minutes: the data plane in all its setups, containers in number, and the hook, in few rounds.
+# Less than 2 minutes: the data plane in all its setups, and many containers, in few rounds.
 bench-quick: deps build
 	$(WITH_GO) CGO_ENABLED=0 go build -o bin/bench ./tests/bench
-	$(WITH_GO) bin/bench -quick -only '^(hop|wrk|scale|start|hook)$$'
+	$(WITH_GO) bin/bench -quick -only '^(hop|wrk|scale)$$'
 
 lint:
 	$(WITH_GO) scripts/lint.sh
