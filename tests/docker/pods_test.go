@@ -124,8 +124,15 @@ func TestJoinedByEvents(t *testing.T) {
 	startDriver(ctx, t)
 	newMesh(ctx, t)
 	app, p := runApp(ctx, t, "shop", label("app")...)
-	// HAProxy would end where it may not listen: it is told to wait.
-	sidecar := sidecarIn(ctx, t, p, append(label("sidecar"), "--restart", "on-failure")...)
+	// HAProxy ends where it may not listen: Docker starts it again, some time later.
+	sidecar, err := p.Run(ctx, "sidecar", lab.SidecarImage, lab.ContainerOptions{
+		Flags: append(label("sidecar"), "--restart", "on-failure"),
+		Args:  []string{"/usr/sbin/haproxy", "-W", "-db", "-f", "/etc/haproxy/haproxy.cfg"},
+	})
+	must(t, err)
+	must(t, lab.WaitFor(lab.Patience, "the sidecar to listen", func() (bool, error) {
+		return sidecar.WaitListening(ctx, lab.InboundPort, lab.OutboundPort) == nil, ctx.Err()
+	}))
 	waitRoles(t, "shop", "shop-sidecar=sidecar shop=app")
 	wantMesh(ctx, t, app, p, sidecar)
 }
@@ -193,7 +200,7 @@ func TestOldDocker(t *testing.T) {
 	if len(got) != 0 {
 		t.Errorf("an app of the wrapper's without a sidecar reached %v", got)
 	}
-	app, p := runApp(ctx, t, "shop", label("app")...)
+	app, p := runPatientApp(ctx, t, "shop", label("app")...)
 	waitRoles(t, "shop", "shop=app")
 	wantClosed(ctx, t, p)
 	sidecar := sidecarIn(ctx, t, p, wrapped("sidecar")...)
