@@ -96,7 +96,7 @@ func parseFlags(args []string) (*env, error) {
 	e := &env{stdout: os.Stdout, stderr: os.Stderr}
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
 	loads := fs.String("loads", "", "of hop and wrk make only points whose name matches this `regexp`")
-	only := fs.String("only", "", "make only measurements whose name matches this `regexp`: start, hook, guard, policy, rules, scale, nri, docker, connect, download, packets, hop, wrk")
+	only := fs.String("only", "", "make only measurements whose name matches this `regexp`: start, hook, guard, policy, rules, scale, nri, docker, hop, wrk, connect, download, packets")
 	fs.BoolVar(&e.quick, "quick", false, "a fifth of the rounds")
 	fs.DurationVar(&e.limit, "limit", 28*time.Minute, "begin nothing more after this `time`; what is left is said to be missing")
 	fs.StringVar(&e.json, "json", "build/bench.json", "also write the result to this `file`; \"\" for none")
@@ -146,11 +146,11 @@ var measurements = []measurement{
 	{name: "scale", alone: measureScale},
 	{name: "nri", alone: measureNRI},
 	{name: "docker", alone: measureDocker},
+	{name: "hop", plane: measureHop},
+	{name: "wrk", plane: measureWrk},
 	{name: "connect", pods: measureConnect},
 	{name: "download", pods: measureDownload},
 	{name: "packets", pods: measurePackets},
-	{name: "hop", plane: measureHop},
-	{name: "wrk", plane: measureWrk},
 }
 
 // run makes the measurements and reports. Its error names those that could not be made.
