@@ -13,6 +13,19 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type endpointSgAccelCounters struct {
+	_ structs.HostLayout
+	V [10]uint64
+}
+
+type endpointSgAccelInfo struct {
+	_      structs.HostLayout
+	Failed uint64
+	TookNs uint64
+	Done   uint8
+	Why    [127]uint8
+}
+
 type endpointSgAddr struct {
 	_ structs.HostLayout
 	B [16]uint8
@@ -27,7 +40,7 @@ type endpointSgContainer struct {
 	Name        uint32
 	PidNs       uint32
 	MntNs       uint32
-	Reserved    uint32
+	Flags       uint32
 	Started     uint64
 }
 
@@ -41,7 +54,7 @@ type endpointSgContainerInfo struct {
 	Role       uint8
 	Admin      uint8
 	Inherited  uint8
-	Reserved   uint8
+	Plain      uint8
 	Pid        uint32
 	_          [4]byte
 	NetnsIno   uint64
@@ -144,7 +157,7 @@ type endpointSgPolicyInfo struct {
 	Name        [65]uint8
 	Source      [129]uint8
 	Init        uint8
-	Reserved    uint8
+	Accelerate  uint8
 	Revision    uint32
 	Nprefixes   uint32
 	Nrules      uint32
@@ -287,6 +300,8 @@ type endpointSgUnixRule struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	endpointMapAccelCounters    = "accel_counters"
+	endpointMapAccelInfo        = "accel_info"
 	endpointMapAgents           = "agents"
 	endpointMapContainerInfo    = "container_info"
 	endpointMapContainers       = "containers"
@@ -298,6 +313,7 @@ const (
 	endpointMapHostAddrs        = "host_addrs"
 	endpointMapIdentity         = "identity"
 	endpointMapListeners        = "listeners"
+	endpointMapNodeAddrs        = "node_addrs"
 	endpointMapOrigdst          = "origdst"
 	endpointMapPending          = "pending"
 	endpointMapPodAddrs         = "pod_addrs"
@@ -370,6 +386,8 @@ type endpointProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type endpointMapSpecs struct {
+	AccelCounters    *ebpf.MapSpec `ebpf:"accel_counters"`
+	AccelInfo        *ebpf.MapSpec `ebpf:"accel_info"`
 	Agents           *ebpf.MapSpec `ebpf:"agents"`
 	ContainerInfo    *ebpf.MapSpec `ebpf:"container_info"`
 	Containers       *ebpf.MapSpec `ebpf:"containers"`
@@ -381,6 +399,7 @@ type endpointMapSpecs struct {
 	HostAddrs        *ebpf.MapSpec `ebpf:"host_addrs"`
 	Identity         *ebpf.MapSpec `ebpf:"identity"`
 	Listeners        *ebpf.MapSpec `ebpf:"listeners"`
+	NodeAddrs        *ebpf.MapSpec `ebpf:"node_addrs"`
 	Origdst          *ebpf.MapSpec `ebpf:"origdst"`
 	Pending          *ebpf.MapSpec `ebpf:"pending"`
 	PodAddrs         *ebpf.MapSpec `ebpf:"pod_addrs"`
@@ -427,6 +446,8 @@ func (o *endpointObjects) Close() error {
 //
 // It can be passed to loadEndpointObjects or ebpf.CollectionSpec.LoadAndAssign.
 type endpointMaps struct {
+	AccelCounters    *ebpf.Map `ebpf:"accel_counters"`
+	AccelInfo        *ebpf.Map `ebpf:"accel_info"`
 	Agents           *ebpf.Map `ebpf:"agents"`
 	ContainerInfo    *ebpf.Map `ebpf:"container_info"`
 	Containers       *ebpf.Map `ebpf:"containers"`
@@ -438,6 +459,7 @@ type endpointMaps struct {
 	HostAddrs        *ebpf.Map `ebpf:"host_addrs"`
 	Identity         *ebpf.Map `ebpf:"identity"`
 	Listeners        *ebpf.Map `ebpf:"listeners"`
+	NodeAddrs        *ebpf.Map `ebpf:"node_addrs"`
 	Origdst          *ebpf.Map `ebpf:"origdst"`
 	Pending          *ebpf.Map `ebpf:"pending"`
 	PodAddrs         *ebpf.Map `ebpf:"pod_addrs"`
@@ -460,6 +482,8 @@ type endpointMaps struct {
 
 func (m *endpointMaps) Close() error {
 	return _EndpointClose(
+		m.AccelCounters,
+		m.AccelInfo,
 		m.Agents,
 		m.ContainerInfo,
 		m.Containers,
@@ -471,6 +495,7 @@ func (m *endpointMaps) Close() error {
 		m.HostAddrs,
 		m.Identity,
 		m.Listeners,
+		m.NodeAddrs,
 		m.Origdst,
 		m.Pending,
 		m.PodAddrs,

@@ -13,6 +13,19 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type lsmSgAccelCounters struct {
+	_ structs.HostLayout
+	V [10]uint64
+}
+
+type lsmSgAccelInfo struct {
+	_      structs.HostLayout
+	Failed uint64
+	TookNs uint64
+	Done   uint8
+	Why    [127]uint8
+}
+
 type lsmSgAddr struct {
 	_ structs.HostLayout
 	B [16]uint8
@@ -27,7 +40,7 @@ type lsmSgContainer struct {
 	Name        uint32
 	PidNs       uint32
 	MntNs       uint32
-	Reserved    uint32
+	Flags       uint32
 	Started     uint64
 }
 
@@ -41,7 +54,7 @@ type lsmSgContainerInfo struct {
 	Role       uint8
 	Admin      uint8
 	Inherited  uint8
-	Reserved   uint8
+	Plain      uint8
 	Pid        uint32
 	_          [4]byte
 	NetnsIno   uint64
@@ -119,7 +132,7 @@ type lsmSgPolicyInfo struct {
 	Name        [65]uint8
 	Source      [129]uint8
 	Init        uint8
-	Reserved    uint8
+	Accelerate  uint8
 	Revision    uint32
 	Nprefixes   uint32
 	Nrules      uint32
@@ -262,6 +275,8 @@ type lsmSgUnixRule struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	lsmMapAccelCounters = "accel_counters"
+	lsmMapAccelInfo     = "accel_info"
 	lsmMapAgents        = "agents"
 	lsmMapContainerInfo = "container_info"
 	lsmMapContainers    = "containers"
@@ -271,6 +286,7 @@ const (
 	lsmMapHostAddrs     = "host_addrs"
 	lsmMapIdentity      = "identity"
 	lsmMapListeners     = "listeners"
+	lsmMapNodeAddrs     = "node_addrs"
 	lsmMapOrigdst       = "origdst"
 	lsmMapPending       = "pending"
 	lsmMapPodAddrs      = "pod_addrs"
@@ -345,6 +361,8 @@ type lsmProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type lsmMapSpecs struct {
+	AccelCounters *ebpf.MapSpec `ebpf:"accel_counters"`
+	AccelInfo     *ebpf.MapSpec `ebpf:"accel_info"`
 	Agents        *ebpf.MapSpec `ebpf:"agents"`
 	ContainerInfo *ebpf.MapSpec `ebpf:"container_info"`
 	Containers    *ebpf.MapSpec `ebpf:"containers"`
@@ -354,6 +372,7 @@ type lsmMapSpecs struct {
 	HostAddrs     *ebpf.MapSpec `ebpf:"host_addrs"`
 	Identity      *ebpf.MapSpec `ebpf:"identity"`
 	Listeners     *ebpf.MapSpec `ebpf:"listeners"`
+	NodeAddrs     *ebpf.MapSpec `ebpf:"node_addrs"`
 	Origdst       *ebpf.MapSpec `ebpf:"origdst"`
 	Pending       *ebpf.MapSpec `ebpf:"pending"`
 	PodAddrs      *ebpf.MapSpec `ebpf:"pod_addrs"`
@@ -400,6 +419,8 @@ func (o *lsmObjects) Close() error {
 //
 // It can be passed to loadLsmObjects or ebpf.CollectionSpec.LoadAndAssign.
 type lsmMaps struct {
+	AccelCounters *ebpf.Map `ebpf:"accel_counters"`
+	AccelInfo     *ebpf.Map `ebpf:"accel_info"`
 	Agents        *ebpf.Map `ebpf:"agents"`
 	ContainerInfo *ebpf.Map `ebpf:"container_info"`
 	Containers    *ebpf.Map `ebpf:"containers"`
@@ -409,6 +430,7 @@ type lsmMaps struct {
 	HostAddrs     *ebpf.Map `ebpf:"host_addrs"`
 	Identity      *ebpf.Map `ebpf:"identity"`
 	Listeners     *ebpf.Map `ebpf:"listeners"`
+	NodeAddrs     *ebpf.Map `ebpf:"node_addrs"`
 	Origdst       *ebpf.Map `ebpf:"origdst"`
 	Pending       *ebpf.Map `ebpf:"pending"`
 	PodAddrs      *ebpf.Map `ebpf:"pod_addrs"`
@@ -431,6 +453,8 @@ type lsmMaps struct {
 
 func (m *lsmMaps) Close() error {
 	return _LsmClose(
+		m.AccelCounters,
+		m.AccelInfo,
 		m.Agents,
 		m.ContainerInfo,
 		m.Containers,
@@ -440,6 +464,7 @@ func (m *lsmMaps) Close() error {
 		m.HostAddrs,
 		m.Identity,
 		m.Listeners,
+		m.NodeAddrs,
 		m.Origdst,
 		m.Pending,
 		m.PodAddrs,

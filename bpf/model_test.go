@@ -23,7 +23,7 @@ const (
 
 	peerWorld, peerHost = 8, 9
 
-	sockOrigdst, sockSent, sockCalled, sockAgent = 8, 16, 32, 64
+	sockOrigdst, sockSent, sockCalled, sockAgent, sockPlain = 8, 16, 32, 64, 128
 
 	classFirst  = 1024
 	subjectName = 1 << 31

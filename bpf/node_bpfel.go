@@ -13,9 +13,51 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type nodeSgAccelCounter uint32
+
+const (
+	nodeSgAccelCounterSG_ACCEL_CONNECTIONS  nodeSgAccelCounter = 0
+	nodeSgAccelCounterSG_ACCEL_MESSAGES     nodeSgAccelCounter = 1
+	nodeSgAccelCounterSG_ACCEL_BYTES        nodeSgAccelCounter = 2
+	nodeSgAccelCounterSG_ACCEL_PLAIN_FIRST  nodeSgAccelCounter = 3
+	nodeSgAccelCounterSG_ACCEL_PLAIN_EARLY  nodeSgAccelCounter = 3
+	nodeSgAccelCounterSG_ACCEL_PLAIN_UNREAD nodeSgAccelCounter = 4
+	nodeSgAccelCounterSG_ACCEL_PLAIN_OPTION nodeSgAccelCounter = 5
+	nodeSgAccelCounterSG_ACCEL_PLAIN_KTLS   nodeSgAccelCounter = 6
+	nodeSgAccelCounterSG_ACCEL_PLAIN_PEER   nodeSgAccelCounter = 7
+	nodeSgAccelCounterSG_ACCEL_PLAIN_FULL   nodeSgAccelCounter = 8
+	nodeSgAccelCounterSG_ACCEL_PLAIN_GONE   nodeSgAccelCounter = 9
+	nodeSgAccelCounterSG_ACCEL_COUNTERS     nodeSgAccelCounter = 10
+)
+
+type nodeSgAccelCounters struct {
+	_ structs.HostLayout
+	V [10]uint64
+}
+
+type nodeSgAccelInfo struct {
+	_      structs.HostLayout
+	Failed uint64
+	TookNs uint64
+	Done   uint8
+	Why    [127]uint8
+}
+
 type nodeSgAddr struct {
 	_ structs.HostLayout
 	B [16]uint8
+}
+
+type nodeSgConnKey struct {
+	_           structs.HostLayout
+	NetnsCookie uint64
+	Saddr       nodeSgAddr
+	Daddr       nodeSgAddr
+	Sseq        uint32
+	Dseq        uint32
+	Sport       uint16
+	Dport       uint16
+	Side        uint32
 }
 
 type nodeSgContainer struct {
@@ -27,7 +69,7 @@ type nodeSgContainer struct {
 	Name        uint32
 	PidNs       uint32
 	MntNs       uint32
-	Reserved    uint32
+	Flags       uint32
 	Started     uint64
 }
 
@@ -41,7 +83,7 @@ type nodeSgContainerInfo struct {
 	Role       uint8
 	Admin      uint8
 	Inherited  uint8
-	Reserved   uint8
+	Plain      uint8
 	Pid        uint32
 	_          [4]byte
 	NetnsIno   uint64
@@ -154,7 +196,7 @@ type nodeSgPolicyInfo struct {
 	Name        [65]uint8
 	Source      [129]uint8
 	Init        uint8
-	Reserved    uint8
+	Accelerate  uint8
 	Revision    uint32
 	Nprefixes   uint32
 	Nrules      uint32
@@ -313,15 +355,21 @@ type nodeSgUnixRule struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	nodeMapAccelCounters    = "accel_counters"
+	nodeMapAccelInfo        = "accel_info"
 	nodeMapAgents           = "agents"
+	nodeMapConns            = "conns"
 	nodeMapContainerInfo    = "container_info"
 	nodeMapContainers       = "containers"
 	nodeMapCounters         = "counters"
 	nodeMapDeviceProgs      = "device_progs"
+	nodeMapEnds             = "ends"
 	nodeMapExecutables      = "executables"
 	nodeMapHostAddrs        = "host_addrs"
 	nodeMapIdentity         = "identity"
+	nodeMapLinks            = "links"
 	nodeMapListeners        = "listeners"
+	nodeMapNodeAddrs        = "node_addrs"
 	nodeMapOrigdst          = "origdst"
 	nodeMapPending          = "pending"
 	nodeMapPodAddrs         = "pod_addrs"
@@ -367,6 +415,7 @@ const (
 	nodeProgSgRecvmsg6      = "sg_recvmsg6"
 	nodeProgSgSendmsg4      = "sg_sendmsg4"
 	nodeProgSgSendmsg6      = "sg_sendmsg6"
+	nodeProgSgSetsockopt    = "sg_setsockopt"
 	nodeProgSgSockCreate    = "sg_sock_create"
 	nodeProgSgSockops       = "sg_sockops"
 )
@@ -440,6 +489,7 @@ type nodeProgramSpecs struct {
 	SgRecvmsg6      *ebpf.ProgramSpec `ebpf:"sg_recvmsg6"`
 	SgSendmsg4      *ebpf.ProgramSpec `ebpf:"sg_sendmsg4"`
 	SgSendmsg6      *ebpf.ProgramSpec `ebpf:"sg_sendmsg6"`
+	SgSetsockopt    *ebpf.ProgramSpec `ebpf:"sg_setsockopt"`
 	SgSockCreate    *ebpf.ProgramSpec `ebpf:"sg_sock_create"`
 	SgSockops       *ebpf.ProgramSpec `ebpf:"sg_sockops"`
 }
@@ -448,15 +498,21 @@ type nodeProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type nodeMapSpecs struct {
+	AccelCounters *ebpf.MapSpec `ebpf:"accel_counters"`
+	AccelInfo     *ebpf.MapSpec `ebpf:"accel_info"`
 	Agents        *ebpf.MapSpec `ebpf:"agents"`
+	Conns         *ebpf.MapSpec `ebpf:"conns"`
 	ContainerInfo *ebpf.MapSpec `ebpf:"container_info"`
 	Containers    *ebpf.MapSpec `ebpf:"containers"`
 	Counters      *ebpf.MapSpec `ebpf:"counters"`
 	DeviceProgs   *ebpf.MapSpec `ebpf:"device_progs"`
+	Ends          *ebpf.MapSpec `ebpf:"ends"`
 	Executables   *ebpf.MapSpec `ebpf:"executables"`
 	HostAddrs     *ebpf.MapSpec `ebpf:"host_addrs"`
 	Identity      *ebpf.MapSpec `ebpf:"identity"`
+	Links         *ebpf.MapSpec `ebpf:"links"`
 	Listeners     *ebpf.MapSpec `ebpf:"listeners"`
+	NodeAddrs     *ebpf.MapSpec `ebpf:"node_addrs"`
 	Origdst       *ebpf.MapSpec `ebpf:"origdst"`
 	Pending       *ebpf.MapSpec `ebpf:"pending"`
 	PodAddrs      *ebpf.MapSpec `ebpf:"pod_addrs"`
@@ -503,15 +559,21 @@ func (o *nodeObjects) Close() error {
 //
 // It can be passed to loadNodeObjects or ebpf.CollectionSpec.LoadAndAssign.
 type nodeMaps struct {
+	AccelCounters *ebpf.Map `ebpf:"accel_counters"`
+	AccelInfo     *ebpf.Map `ebpf:"accel_info"`
 	Agents        *ebpf.Map `ebpf:"agents"`
+	Conns         *ebpf.Map `ebpf:"conns"`
 	ContainerInfo *ebpf.Map `ebpf:"container_info"`
 	Containers    *ebpf.Map `ebpf:"containers"`
 	Counters      *ebpf.Map `ebpf:"counters"`
 	DeviceProgs   *ebpf.Map `ebpf:"device_progs"`
+	Ends          *ebpf.Map `ebpf:"ends"`
 	Executables   *ebpf.Map `ebpf:"executables"`
 	HostAddrs     *ebpf.Map `ebpf:"host_addrs"`
 	Identity      *ebpf.Map `ebpf:"identity"`
+	Links         *ebpf.Map `ebpf:"links"`
 	Listeners     *ebpf.Map `ebpf:"listeners"`
+	NodeAddrs     *ebpf.Map `ebpf:"node_addrs"`
 	Origdst       *ebpf.Map `ebpf:"origdst"`
 	Pending       *ebpf.Map `ebpf:"pending"`
 	PodAddrs      *ebpf.Map `ebpf:"pod_addrs"`
@@ -534,15 +596,21 @@ type nodeMaps struct {
 
 func (m *nodeMaps) Close() error {
 	return _NodeClose(
+		m.AccelCounters,
+		m.AccelInfo,
 		m.Agents,
+		m.Conns,
 		m.ContainerInfo,
 		m.Containers,
 		m.Counters,
 		m.DeviceProgs,
+		m.Ends,
 		m.Executables,
 		m.HostAddrs,
 		m.Identity,
+		m.Links,
 		m.Listeners,
+		m.NodeAddrs,
 		m.Origdst,
 		m.Pending,
 		m.PodAddrs,
@@ -601,6 +669,7 @@ type nodePrograms struct {
 	SgRecvmsg6      *ebpf.Program `ebpf:"sg_recvmsg6"`
 	SgSendmsg4      *ebpf.Program `ebpf:"sg_sendmsg4"`
 	SgSendmsg6      *ebpf.Program `ebpf:"sg_sendmsg6"`
+	SgSetsockopt    *ebpf.Program `ebpf:"sg_setsockopt"`
 	SgSockCreate    *ebpf.Program `ebpf:"sg_sock_create"`
 	SgSockops       *ebpf.Program `ebpf:"sg_sockops"`
 }
@@ -634,6 +703,7 @@ func (p *nodePrograms) Close() error {
 		p.SgRecvmsg6,
 		p.SgSendmsg4,
 		p.SgSendmsg6,
+		p.SgSetsockopt,
 		p.SgSockCreate,
 		p.SgSockops,
 	)

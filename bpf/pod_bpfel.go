@@ -13,6 +13,19 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type podSgAccelCounters struct {
+	_ structs.HostLayout
+	V [10]uint64
+}
+
+type podSgAccelInfo struct {
+	_      structs.HostLayout
+	Failed uint64
+	TookNs uint64
+	Done   uint8
+	Why    [127]uint8
+}
+
 type podSgAddr struct {
 	_ structs.HostLayout
 	B [16]uint8
@@ -27,7 +40,7 @@ type podSgContainer struct {
 	Name        uint32
 	PidNs       uint32
 	MntNs       uint32
-	Reserved    uint32
+	Flags       uint32
 	Started     uint64
 }
 
@@ -41,7 +54,7 @@ type podSgContainerInfo struct {
 	Role       uint8
 	Admin      uint8
 	Inherited  uint8
-	Reserved   uint8
+	Plain      uint8
 	Pid        uint32
 	_          [4]byte
 	NetnsIno   uint64
@@ -119,7 +132,7 @@ type podSgPolicyInfo struct {
 	Name        [65]uint8
 	Source      [129]uint8
 	Init        uint8
-	Reserved    uint8
+	Accelerate  uint8
 	Revision    uint32
 	Nprefixes   uint32
 	Nrules      uint32
@@ -262,6 +275,8 @@ type podSgUnixRule struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	podMapAccelCounters     = "accel_counters"
+	podMapAccelInfo         = "accel_info"
 	podMapAgents            = "agents"
 	podMapContainerInfo     = "container_info"
 	podMapContainers        = "containers"
@@ -271,6 +286,7 @@ const (
 	podMapHostAddrs         = "host_addrs"
 	podMapIdentity          = "identity"
 	podMapListeners         = "listeners"
+	podMapNodeAddrs         = "node_addrs"
 	podMapOrigdst           = "origdst"
 	podMapPending           = "pending"
 	podMapPodAddrs          = "pod_addrs"
@@ -350,6 +366,8 @@ type podProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type podMapSpecs struct {
+	AccelCounters *ebpf.MapSpec `ebpf:"accel_counters"`
+	AccelInfo     *ebpf.MapSpec `ebpf:"accel_info"`
 	Agents        *ebpf.MapSpec `ebpf:"agents"`
 	ContainerInfo *ebpf.MapSpec `ebpf:"container_info"`
 	Containers    *ebpf.MapSpec `ebpf:"containers"`
@@ -359,6 +377,7 @@ type podMapSpecs struct {
 	HostAddrs     *ebpf.MapSpec `ebpf:"host_addrs"`
 	Identity      *ebpf.MapSpec `ebpf:"identity"`
 	Listeners     *ebpf.MapSpec `ebpf:"listeners"`
+	NodeAddrs     *ebpf.MapSpec `ebpf:"node_addrs"`
 	Origdst       *ebpf.MapSpec `ebpf:"origdst"`
 	Pending       *ebpf.MapSpec `ebpf:"pending"`
 	PodAddrs      *ebpf.MapSpec `ebpf:"pod_addrs"`
@@ -406,6 +425,8 @@ func (o *podObjects) Close() error {
 //
 // It can be passed to loadPodObjects or ebpf.CollectionSpec.LoadAndAssign.
 type podMaps struct {
+	AccelCounters *ebpf.Map `ebpf:"accel_counters"`
+	AccelInfo     *ebpf.Map `ebpf:"accel_info"`
 	Agents        *ebpf.Map `ebpf:"agents"`
 	ContainerInfo *ebpf.Map `ebpf:"container_info"`
 	Containers    *ebpf.Map `ebpf:"containers"`
@@ -415,6 +436,7 @@ type podMaps struct {
 	HostAddrs     *ebpf.Map `ebpf:"host_addrs"`
 	Identity      *ebpf.Map `ebpf:"identity"`
 	Listeners     *ebpf.Map `ebpf:"listeners"`
+	NodeAddrs     *ebpf.Map `ebpf:"node_addrs"`
 	Origdst       *ebpf.Map `ebpf:"origdst"`
 	Pending       *ebpf.Map `ebpf:"pending"`
 	PodAddrs      *ebpf.Map `ebpf:"pod_addrs"`
@@ -437,6 +459,8 @@ type podMaps struct {
 
 func (m *podMaps) Close() error {
 	return _PodClose(
+		m.AccelCounters,
+		m.AccelInfo,
 		m.Agents,
 		m.ContainerInfo,
 		m.Containers,
@@ -446,6 +470,7 @@ func (m *podMaps) Close() error {
 		m.HostAddrs,
 		m.Identity,
 		m.Listeners,
+		m.NodeAddrs,
 		m.Origdst,
 		m.Pending,
 		m.PodAddrs,

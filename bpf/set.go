@@ -30,6 +30,7 @@ func ContainerHooks(role Role, policy Policy) []Hook {
 		hooks = append(hooks,
 			Hook{nodeProgSgSockops, ebpf.AttachCGroupSockOps},
 			Hook{nodeProgSgGetsockopt, ebpf.AttachCGroupGetsockopt})
+		hooks = append(hooks, accelerateHooks(policy)...)
 		if policy.Flags&PolicySockName != 0 {
 			hooks = append(hooks,
 				Hook{nodeProgSgGetsockname4, ebpf.AttachCgroupInet4GetSockname},
@@ -43,6 +44,7 @@ func ContainerHooks(role Role, policy Policy) []Hook {
 			Hook{nodeProgSgGetpeername4, ebpf.AttachCgroupInet4GetPeername},
 			Hook{nodeProgSgGetpeername6, ebpf.AttachCgroupInet6GetPeername},
 			Hook{nodeProgSgSockops, ebpf.AttachCGroupSockOps})
+		hooks = append(hooks, accelerateHooks(policy)...)
 		hooks = append(hooks, judgeHooks()...)
 		if policy.Dns != 0 {
 			hooks = append(hooks,
@@ -55,6 +57,14 @@ func ContainerHooks(role Role, policy Policy) []Hook {
 		hooks = append(hooks, judgeHooks()...)
 	}
 	return hooks
+}
+
+// accelerateHooks see what acceleration must not come in the way of.
+func accelerateHooks(policy Policy) []Hook {
+	if policy.Flags&PolicyAccelerate == 0 {
+		return nil
+	}
+	return []Hook{{nodeProgSgSetsockopt, ebpf.AttachCGroupSetsockopt}}
 }
 
 // bindHooks keep everybody but the sidecar off the sidecar's ports.
@@ -81,7 +91,7 @@ func judgeHooks() []Hook {
 
 // AllContainerHooks returns every hook that any container may have.
 func AllContainerHooks() []Hook {
-	all := Policy{Dns: 1, Flags: PolicySockName | PolicyRuled}
+	all := Policy{Dns: 1, Flags: PolicySockName | PolicyRuled | PolicyAccelerate}
 	hooks := ContainerHooks(RoleApp, all)
 	for _, h := range ContainerHooks(RoleSidecar, all) {
 		if !slices.Contains(hooks, h) {
@@ -107,8 +117,8 @@ func GuardHooks() []Hook {
 // MapNames returns the names of all maps, sorted.
 func MapNames() []string {
 	return []string{
-		nodeMapAgents, nodeMapContainerInfo, nodeMapContainers, nodeMapCounters, nodeMapDeviceProgs, nodeMapExecutables, nodeMapHostAddrs,
-		nodeMapIdentity, nodeMapListeners, nodeMapOrigdst, nodeMapPending, nodeMapPodAddrs, nodeMapPodCounters,
+		nodeMapAccelCounters, nodeMapAccelInfo, nodeMapAgents, nodeMapConns, nodeMapContainerInfo, nodeMapContainers, nodeMapCounters,
+		nodeMapDeviceProgs, nodeMapEnds, nodeMapExecutables, nodeMapHostAddrs, nodeMapIdentity, nodeMapLinks, nodeMapListeners, nodeMapNodeAddrs, nodeMapOrigdst, nodeMapPending, nodeMapPodAddrs, nodeMapPodCounters,
 		nodeMapPodInfo, nodeMapPodSlots, nodeMapPods, nodeMapPolicies, nodeMapPolicyInfo, nodeMapPolicySlots,
 		nodeMapPrefixes, nodeMapRuleInfo, nodeMapRules, nodeMapSeen, nodeMapSeenUnix, nodeMapSocks, nodeMapSubjects,
 		nodeMapUnixRules,
@@ -118,6 +128,8 @@ func MapNames() []string {
 // Maps are the maps that user space reads and writes. Whoever got it owns the
 // descriptors until Close.
 type Maps struct {
+	AccelCounters *ebpf.Map `ebpf:"accel_counters"`
+	AccelInfo     *ebpf.Map `ebpf:"accel_info"`
 	Agents        *ebpf.Map `ebpf:"agents"`
 	ContainerInfo *ebpf.Map `ebpf:"container_info"`
 	Containers    *ebpf.Map `ebpf:"containers"`
@@ -127,6 +139,7 @@ type Maps struct {
 	HostAddrs     *ebpf.Map `ebpf:"host_addrs"`
 	Identity      *ebpf.Map `ebpf:"identity"`
 	Listeners     *ebpf.Map `ebpf:"listeners"`
+	NodeAddrs     *ebpf.Map `ebpf:"node_addrs"`
 	Origdst       *ebpf.Map `ebpf:"origdst"`
 	Pending       *ebpf.Map `ebpf:"pending"`
 	PodAddrs      *ebpf.Map `ebpf:"pod_addrs"`
@@ -149,6 +162,8 @@ type Maps struct {
 
 func (m *Maps) fields() map[string]**ebpf.Map {
 	return map[string]**ebpf.Map{
+		nodeMapAccelCounters: &m.AccelCounters,
+		nodeMapAccelInfo:     &m.AccelInfo,
 		nodeMapAgents:        &m.Agents,
 		nodeMapContainerInfo: &m.ContainerInfo,
 		nodeMapContainers:    &m.Containers,
@@ -158,6 +173,7 @@ func (m *Maps) fields() map[string]**ebpf.Map {
 		nodeMapHostAddrs:     &m.HostAddrs,
 		nodeMapIdentity:      &m.Identity,
 		nodeMapListeners:     &m.Listeners,
+		nodeMapNodeAddrs:     &m.NodeAddrs,
 		nodeMapOrigdst:       &m.Origdst,
 		nodeMapPending:       &m.Pending,
 		nodeMapPodAddrs:      &m.PodAddrs,
@@ -211,6 +227,9 @@ func LoadNode() (*Node, error) {
 	spec, err := loadNode()
 	if err != nil {
 		return nil, fmt.Errorf("parse node object: %w", err)
+	}
+	if spec.Maps[nodeMapConns], err = conns(); err != nil {
+		return nil, err
 	}
 	coll, err := ebpf.NewCollection(spec)
 	if err != nil {

@@ -11,11 +11,14 @@ import (
 
 // ABI is the version of everything in src/abi.h. State of another ABI is
 // never touched.
-const ABI = 3
+const ABI = 4
 
 // The structs of src/abi.h, generated. Ports are in host order.
 type (
+	AccelCounters = nodeSgAccelCounters
+	AccelInfo     = nodeSgAccelInfo
 	Addr          = nodeSgAddr
+	ConnKey       = nodeSgConnKey
 	Container     = nodeSgContainer
 	ContainerInfo = nodeSgContainerInfo
 	Counter       = nodeSgCounter
@@ -62,6 +65,18 @@ const (
 	PolicyWorld    uint32 = 64
 	PolicyFiles    uint32 = 128
 	PolicyAdmin    uint32 = 256
+
+	PolicyAccelerate     uint32 = 512
+	PolicyAccelerateNode uint32 = 1024
+	// PolicyAccelerateUnseen leaves out containers with ContainerIOUring.
+	PolicyAccelerateUnseen uint32 = 2048
+)
+
+// Flags of a container (enum sg_container_flags). ContainerKTLS is in map identity alone.
+const (
+	ContainerAccelerate uint32 = 1
+	ContainerKTLS       uint32 = 2
+	ContainerIOUring    uint32 = 4
 )
 
 // Flags of a socket's record (enum sg_sock_flags).
@@ -216,3 +231,26 @@ func (c *nodeSgCounters) Add(o Counters) {
 		c.V[i] += o.V[i]
 	}
 }
+
+// AccelCounterInfo describes one counter of accelerated connections.
+type AccelCounterInfo struct {
+	Name  string
+	Plain bool // counts what goes through TCP, for one reason
+	Help  string
+}
+
+var accelCounterInfos = [...]AccelCounterInfo{
+	nodeSgAccelCounterSG_ACCEL_CONNECTIONS:  {"connections", false, "connections that began accelerated"},
+	nodeSgAccelCounterSG_ACCEL_MESSAGES:     {"messages", false, "sent past TCP"},
+	nodeSgAccelCounterSG_ACCEL_BYTES:        {"bytes", false, "sent past TCP"},
+	nodeSgAccelCounterSG_ACCEL_PLAIN_EARLY:  {"early", true, "sent before the other end was there"},
+	nodeSgAccelCounterSG_ACCEL_PLAIN_UNREAD: {"unread", true, "too much waits for the other end to read"},
+	nodeSgAccelCounterSG_ACCEL_PLAIN_OPTION: {"option", true, "a socket option that only TCP keeps"},
+	nodeSgAccelCounterSG_ACCEL_PLAIN_KTLS:   {"ktls", true, "the container uses TLS in the kernel"},
+	nodeSgAccelCounterSG_ACCEL_PLAIN_PEER:   {"peer", true, "the container at the other end is not accelerated"},
+	nodeSgAccelCounterSG_ACCEL_PLAIN_FULL:   {"full", true, "no room in a map"},
+	nodeSgAccelCounterSG_ACCEL_PLAIN_GONE:   {"gone", true, "an end has closed"},
+}
+
+// AccelCounterInfos returns what each counter of accelerated connections is, by its place.
+func AccelCounterInfos() []AccelCounterInfo { return accelCounterInfos[:] }

@@ -13,6 +13,19 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type unixSgAccelCounters struct {
+	_ structs.HostLayout
+	V [10]uint64
+}
+
+type unixSgAccelInfo struct {
+	_      structs.HostLayout
+	Failed uint64
+	TookNs uint64
+	Done   uint8
+	Why    [127]uint8
+}
+
 type unixSgAddr struct {
 	_ structs.HostLayout
 	B [16]uint8
@@ -27,7 +40,7 @@ type unixSgContainer struct {
 	Name        uint32
 	PidNs       uint32
 	MntNs       uint32
-	Reserved    uint32
+	Flags       uint32
 	Started     uint64
 }
 
@@ -41,7 +54,7 @@ type unixSgContainerInfo struct {
 	Role       uint8
 	Admin      uint8
 	Inherited  uint8
-	Reserved   uint8
+	Plain      uint8
 	Pid        uint32
 	_          [4]byte
 	NetnsIno   uint64
@@ -119,7 +132,7 @@ type unixSgPolicyInfo struct {
 	Name        [65]uint8
 	Source      [129]uint8
 	Init        uint8
-	Reserved    uint8
+	Accelerate  uint8
 	Revision    uint32
 	Nprefixes   uint32
 	Nrules      uint32
@@ -255,6 +268,8 @@ type unixSgUnixSet struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	unixMapAccelCounters  = "accel_counters"
+	unixMapAccelInfo      = "accel_info"
 	unixMapAgents         = "agents"
 	unixMapContainerInfo  = "container_info"
 	unixMapContainers     = "containers"
@@ -264,6 +279,7 @@ const (
 	unixMapHostAddrs      = "host_addrs"
 	unixMapIdentity       = "identity"
 	unixMapListeners      = "listeners"
+	unixMapNodeAddrs      = "node_addrs"
 	unixMapOrigdst        = "origdst"
 	unixMapPending        = "pending"
 	unixMapPodAddrs       = "pod_addrs"
@@ -336,6 +352,8 @@ type unixProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type unixMapSpecs struct {
+	AccelCounters *ebpf.MapSpec `ebpf:"accel_counters"`
+	AccelInfo     *ebpf.MapSpec `ebpf:"accel_info"`
 	Agents        *ebpf.MapSpec `ebpf:"agents"`
 	ContainerInfo *ebpf.MapSpec `ebpf:"container_info"`
 	Containers    *ebpf.MapSpec `ebpf:"containers"`
@@ -345,6 +363,7 @@ type unixMapSpecs struct {
 	HostAddrs     *ebpf.MapSpec `ebpf:"host_addrs"`
 	Identity      *ebpf.MapSpec `ebpf:"identity"`
 	Listeners     *ebpf.MapSpec `ebpf:"listeners"`
+	NodeAddrs     *ebpf.MapSpec `ebpf:"node_addrs"`
 	Origdst       *ebpf.MapSpec `ebpf:"origdst"`
 	Pending       *ebpf.MapSpec `ebpf:"pending"`
 	PodAddrs      *ebpf.MapSpec `ebpf:"pod_addrs"`
@@ -391,6 +410,8 @@ func (o *unixObjects) Close() error {
 //
 // It can be passed to loadUnixObjects or ebpf.CollectionSpec.LoadAndAssign.
 type unixMaps struct {
+	AccelCounters *ebpf.Map `ebpf:"accel_counters"`
+	AccelInfo     *ebpf.Map `ebpf:"accel_info"`
 	Agents        *ebpf.Map `ebpf:"agents"`
 	ContainerInfo *ebpf.Map `ebpf:"container_info"`
 	Containers    *ebpf.Map `ebpf:"containers"`
@@ -400,6 +421,7 @@ type unixMaps struct {
 	HostAddrs     *ebpf.Map `ebpf:"host_addrs"`
 	Identity      *ebpf.Map `ebpf:"identity"`
 	Listeners     *ebpf.Map `ebpf:"listeners"`
+	NodeAddrs     *ebpf.Map `ebpf:"node_addrs"`
 	Origdst       *ebpf.Map `ebpf:"origdst"`
 	Pending       *ebpf.Map `ebpf:"pending"`
 	PodAddrs      *ebpf.Map `ebpf:"pod_addrs"`
@@ -422,6 +444,8 @@ type unixMaps struct {
 
 func (m *unixMaps) Close() error {
 	return _UnixClose(
+		m.AccelCounters,
+		m.AccelInfo,
 		m.Agents,
 		m.ContainerInfo,
 		m.Containers,
@@ -431,6 +455,7 @@ func (m *unixMaps) Close() error {
 		m.HostAddrs,
 		m.Identity,
 		m.Listeners,
+		m.NodeAddrs,
 		m.Origdst,
 		m.Pending,
 		m.PodAddrs,

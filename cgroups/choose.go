@@ -61,3 +61,16 @@ func ChoosePolicy(s *Store, dir string, ns *Netns, wanted string, role func(*pol
 	c.Role, err = role(p)
 	return warning, err
 }
+
+// WantsSpliceRule tells whether a new container is to get the seccomp rule without which
+// its sockets are not accelerated (cgroups/seccomp): it cannot come later. p is its
+// policy, nil if nobody knows it before the container runs. RoleUnset is of one whose
+// policy has a say.
+func WantsSpliceRule(role policy.Role, p *policy.PodPolicy) bool {
+	if role != policy.RoleUnset && role != policy.RoleApp && role != policy.RoleSidecar {
+		return false
+	}
+	// Under auto a rule would be noticed, and no kernel is known on which it is all
+	// that lacks.
+	return p != nil && (p.Spec.Accelerate == policy.AccelerateOn || p.Spec.Accelerate == policy.AccelerateNode)
+}

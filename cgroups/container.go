@@ -43,6 +43,16 @@ type Container struct {
 	// Rootfs is the container's root directory as its init process sees it:
 	// "" once it has been made its root.
 	Rootfs string
+	// Splice is what its seccomp profile lets it do with its sockets.
+	Splice Splice
+}
+
+// Splice says whether a container's processes can splice(2), which on accelerated
+// sockets waits for ever. The zero value is of a front-end that did not look.
+type Splice struct {
+	Impossible bool   // splice(2) has no answer but EINVAL: see package cgroups/seccomp
+	NoIOUring  bool   // nor can they have an io_uring, which splices without that system call
+	Why        string // it is not impossible, for people
 }
 
 func (c *Container) String() string { return cmp.Or(c.Name, c.ID) }
@@ -157,6 +167,13 @@ func (s *Store) identify(r *registration) error {
 	}
 	r.entry = bpf.Container{
 		NetnsCookie: r.ns.Cookie, CgroupId: r.cg.ID, Role: role, Subject: uint32(r.c.Role), Name: nameID(r.c.Name),
+	}
+	info, err := s.accelInfo()
+	if err != nil {
+		return err
+	}
+	if err := r.acceleration(info); err != nil {
+		return err
 	}
 	return ownNamespaces(r.c.PID, &r.entry)
 }
@@ -336,7 +353,10 @@ func (s *Store) putContainer(r *registration) error {
 	if err := s.maps.ContainerInfo.Put(entry.CgroupId, info); err != nil {
 		return fmt.Errorf("put container info: %w", err)
 	}
-	if err := putCounters(s.maps.Counters, entry.CgroupId); err != nil {
+	if err := putCounters[bpf.Counters](s.maps.Counters, entry.CgroupId); err != nil {
+		return err
+	}
+	if err := putCounters[bpf.AccelCounters](s.maps.AccelCounters, entry.CgroupId); err != nil {
 		return err
 	}
 	if err := s.maps.Containers.Put(entry.CgroupId, entry); err != nil {
@@ -346,12 +366,12 @@ func (s *Store) putContainer(r *registration) error {
 }
 
 // putCounters makes an entry of zeros, one a possible CPU.
-func putCounters(m *ebpf.Map, key uint64) error {
+func putCounters[T any](m *ebpf.Map, key uint64) error {
 	cpus, err := ebpf.PossibleCPU()
 	if err != nil {
 		return fmt.Errorf("count CPUs: %w", err)
 	}
-	if err := m.Put(key, make([]bpf.Counters, cpus)); err != nil {
+	if err := m.Put(key, make([]T, cpus)); err != nil {
 		return fmt.Errorf("put counters: %w", err)
 	}
 	return nil
@@ -361,7 +381,7 @@ func putCounters(m *ebpf.Map, key uint64) error {
 // the guard stops believing them before the programs are gone.
 func (s *Store) deleteContainer(cgroupID uint64) error {
 	var errs []error
-	for _, m := range []*ebpf.Map{s.maps.Containers, s.maps.Counters, s.maps.ContainerInfo} {
+	for _, m := range []*ebpf.Map{s.maps.Containers, s.maps.Counters, s.maps.AccelCounters, s.maps.ContainerInfo} {
 		if err := m.Delete(cgroupID); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			errs = append(errs, fmt.Errorf("delete container of cgroup %d: %w", cgroupID, err))
 		}
@@ -472,7 +492,7 @@ func (s *Store) registered() ([]uint64, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, m := range []*ebpf.Map{s.maps.Containers, s.maps.ContainerInfo, s.maps.Counters} {
+	for _, m := range []*ebpf.Map{s.maps.Containers, s.maps.ContainerInfo, s.maps.Counters, s.maps.AccelCounters} {
 		keys, err := keysOf[uint64](m)
 		if err != nil {
 			return nil, err

@@ -147,7 +147,7 @@ func (s *Store) addPod(p *PodSpec, ns *Netns, pol *applied) error {
 	if err := s.maps.PodSlots.Put(slot, bpf.NewSlot(ns.Cookie)); err != nil {
 		return fmt.Errorf("take slot %d: %w", slot, err)
 	}
-	if err := putCounters(s.maps.PodCounters, ns.Cookie); err != nil {
+	if err := putCounters[bpf.Counters](s.maps.PodCounters, ns.Cookie); err != nil {
 		return err
 	}
 	if err := s.maps.Pending.Put(ns.Cookie, uint64(0)); err != nil {
@@ -290,6 +290,9 @@ func (s *Store) putAddrs(nl *netlink.Handle, cookie uint64) error {
 		if err := s.maps.PodAddrs.Put(key, uint8(1)); err != nil {
 			return fmt.Errorf("put address %s: %w", ip, err)
 		}
+		if err := s.putNodeAddr(ip); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -333,7 +336,7 @@ func (s *Store) removePod(cookie uint64) error {
 			errs = append(errs, fmt.Errorf("delete pod %d: %w", cookie, err))
 		}
 	}
-	return errors.Join(append(errs, s.dropUnusedPolicies())...)
+	return errors.Join(append(errs, s.trimNodeAddrs(), s.dropUnusedPolicies())...)
 }
 
 // keysOf returns all keys of m. They are gathered before anything is deleted:

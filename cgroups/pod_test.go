@@ -48,6 +48,7 @@ type world struct {
 	cgroup       string // directory that holds the containers' cgroups
 	pod, outside netns.NsHandle
 	host         netns.NsHandle // where the runtime runs: the outside, at the other end of the veth pair
+	splice       cgroups.Splice // what containers of it can do
 }
 
 const (
@@ -272,7 +273,7 @@ func (w *world) register(a *agent.Agent, name string, role policy.Role, p *polic
 			return err
 		}
 		defer func() { err = errors.Join(err, s.Close()) }()
-		return f(s, ns, &cgroups.Container{ID: name, Name: name, Pod: "pod", Runtime: "test", Role: role, Policy: c, PID: a.PID})
+		return f(s, ns, &cgroups.Container{ID: name, Name: name, Pod: "pod", Runtime: "test", Role: role, Policy: c, PID: a.PID, Splice: w.splice})
 	})
 }
 

@@ -256,6 +256,9 @@ func (d *podDevices) putAddrs(addrs []netip.Addr) (undo func() error, err error)
 			return undo, fmt.Errorf("put address %s: %w", a, err)
 		}
 		added = append(added, a)
+		if err := d.store.putNodeAddr(a); err != nil {
+			return undo, err
+		}
 	}
 	return undo, nil
 }
@@ -267,7 +270,7 @@ func (s *Store) deleteAddrs(cookie uint64, addrs []netip.Addr) error {
 			return fmt.Errorf("delete address %s: %w", a, err)
 		}
 	}
-	return nil
+	return s.trimNodeAddrs()
 }
 
 // pairHooks are those of a pod on a veth pair, without their programs.

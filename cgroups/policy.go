@@ -289,12 +289,12 @@ func (s *Store) putRevision(c *policy.Compiled, sum uint64, src Source) (_ *appl
 	if err := s.storeSlot(lastRevision, rev); err != nil {
 		return nil, err
 	}
-	entry, err := policyEntry(c, rev)
+	entry, err := s.policyEntry(c, rev)
 	if err != nil {
 		return nil, err
 	}
 	a := &applied{entry: entry, info: bpf.PolicyInfo{
-		Revision: rev, Init: uint8(c.Init), Digest: sum, Fingerprint: src.Fingerprint, AppliedNs: uint64(time.Now().UnixNano()),
+		Revision: rev, Init: uint8(c.Init), Accelerate: uint8(c.Accelerate), Digest: sum, Fingerprint: src.Fingerprint, AppliedNs: uint64(time.Now().UnixNano()),
 		Nprefixes: uint32(len(c.Prefixes)), Nrules: uint32(len(c.Entries)), Nsubjects: uint32(len(c.Subjects)), Ninfos: uint32(len(c.Rules)),
 	}}
 	bpf.SetCString(a.info.Name[:], c.Name)
@@ -314,8 +314,11 @@ func (s *Store) putRevision(c *policy.Compiled, sum uint64, src Source) (_ *appl
 }
 
 // policyEntry translates what a policy says besides its tables.
-func policyEntry(c *policy.Compiled, rev uint32) (bpf.Policy, error) {
-	e := bpf.Policy{Revision: rev, Outbound: c.Outbound, Inbound: c.Inbound, Dns: c.DNS}
+func (s *Store) policyEntry(c *policy.Compiled, rev uint32) (e bpf.Policy, err error) {
+	e = bpf.Policy{Revision: rev, Outbound: c.Outbound, Inbound: c.Inbound, Dns: c.DNS}
+	if e.Flags, err = s.accelerationFlags(c.Accelerate); err != nil {
+		return e, err
+	}
 	if c.NonTCP == policy.ActionAllow {
 		e.Flags |= bpf.PolicyNonTCP
 	}

@@ -14,6 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sidegate/bpf"
+	"sidegate/cgroups/internal/selftest"
+	"sidegate/policy"
 )
 
 // Check is the answer to one question about this machine.
@@ -43,7 +45,7 @@ func ProbeKernel() []Check {
 	load.Detail = fmt.Sprintf("%d programs, %d maps", len(node.Programs), len(node.Maps))
 	checks = append(checks, load)
 	checks = append(checks, probeHooks(node)...)
-	return append(checks, probeNetns(node), probeTCX(), probeUnix())
+	return append(append(checks, probeNetns(node), probeTCX(), probeUnix()), probeAcceleration(node)...)
 }
 
 func probeVersion() Check {
@@ -205,6 +207,40 @@ func probeUnix() Check {
 	c.Detail, c.Cost = "off", "rules for UNIX sockets go by the name that a call is given; AF_VSOCK and other families are not refused"
 	if kind == bpf.UnixNone {
 		c.Cost = "rules for UNIX sockets are refused unless optional; AF_VSOCK and other families are not refused"
+	}
+	return c
+}
+
+// probeAcceleration makes the self-test: a line for each mode of a policy, and one for
+// each thing that this kernel does differently.
+func probeAcceleration(node *bpf.Node) []Check {
+	info := testAcceleration(node)
+	modes := []Check{
+		accelerationCheck(policy.AccelerateAuto, info, "write accelerate: on into policies of pods whose programs do not notice"),
+		accelerationCheck(policy.AccelerateOn, info, "boot a kernel in which that is mended"),
+	}
+	for i, c := range selftest.Checks() {
+		if info.Done == 0 || info.Failed&(1<<i) == 0 {
+			continue
+		}
+		check := Check{Name: "accelerated " + c.Name, Kernel: true, Detail: "differs from TCP: " + c.Differs}
+		switch c.Kind {
+		case selftest.Breaks:
+			check.Cost = "nothing is accelerated"
+		case selftest.Splices:
+			check.Cost = "containers whose seccomp profile does not refuse splice(2) are not accelerated"
+		case selftest.Shows:
+			check.Cost = "accelerate: auto accelerates nothing"
+		}
+		modes = append(modes, check)
+	}
+	return modes
+}
+
+func accelerationCheck(a policy.Acceleration, info bpf.AccelInfo, next string) Check {
+	c := Check{Name: "accelerate: " + a.String(), OK: true, Kernel: true, Detail: fmt.Sprintf("self-test: %d checks in %d ms", len(selftest.Checks()), info.TookNs/1e6)}
+	if why := accelerationOff(a, info); why != "" {
+		c.OK, c.Detail, c.Cost, c.Next = false, why, "bytes between apps and their sidecar go through TCP", next
 	}
 	return c
 }

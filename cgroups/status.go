@@ -72,6 +72,8 @@ type ContainerStatus struct {
 	Refusal  string            `json:"refusal,omitempty"`
 	Counters map[string]uint64 `json:"counters"`
 	Drops    map[string]uint64 `json:"drops"`
+	// Acceleration is of its connections to or from the sidecar.
+	Acceleration AccelerationStatus `json:"acceleration"`
 }
 
 // ReadStatus collects garbage and lists what is there. State that is not
@@ -175,6 +177,10 @@ func (s *Store) containerStatus(cookie uint64, pol *applied) ([]ContainerStatus,
 	if err != nil {
 		return nil, err
 	}
+	accel, err := s.accelInfo()
+	if err != nil {
+		return nil, err
+	}
 	list := []ContainerStatus{}
 	for _, id := range ids {
 		var entry bpf.Container
@@ -219,6 +225,10 @@ func (s *Store) containerStatus(cookie uint64, pol *applied) ([]ContainerStatus,
 			}
 		}
 		if c.Counters, c.Drops, err = readCounters(s.maps.Counters, id); err != nil {
+			return nil, err
+		}
+		off := accelerationOff(policy.Acceleration(pol.info.Accelerate), accel)
+		if c.Acceleration, err = s.accelerationStatus(id, off, pol, entry.Role, info.Plain); err != nil {
 			return nil, err
 		}
 		list = append(list, c)

@@ -209,6 +209,9 @@ func (s *Store) install() error {
 				return err
 			}
 		}
+		if err := node.Maps["accel_info"].Put(uint32(0), testAcceleration(node)); err != nil {
+			return fmt.Errorf("put what the self-test found: %w", err)
+		}
 		for _, name := range bpf.MapNames() {
 			if err := node.Maps[name].Pin(filepath.Join(tmp, "maps", name)); err != nil {
 				return err

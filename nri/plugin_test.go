@@ -389,7 +389,7 @@ func TestMetrics(t *testing.T) {
 		`sidegate_nri_request_seconds_count{event="CreateContainer"} 1`,
 		`sidegate_nri_adoptions_total{result="adopted"} 0`,
 		`sidegate_nri_connected 1`,
-		`sidegate_loaded{abi="3"} 1`,
+		`sidegate_loaded{abi="4"} 1`,
 		`sidegate_pods{mode="enforce",policy="default"} 1`,
 		`sidegate_containers{role="app"} 1`,
 		`sidegate_drops_total{pod="shop/web",reason="udp"} 1`,

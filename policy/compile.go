@@ -53,7 +53,7 @@ func (p *PodPolicy) compile() (*Compiled, []problem) {
 	k.labels("metadata.labels", p.Metadata.Labels)
 	k.selector("spec.podSelector", p.Spec.PodSelector)
 	k.roles("spec.roles", p.Spec.Roles)
-	c := &Compiled{Name: p.Metadata.Name, Mode: p.Spec.Mode, NonTCP: p.Spec.NonTCP, Init: p.Spec.Init, AdminCapabilities: p.Spec.AdminCapabilities}
+	c := &Compiled{Name: p.Metadata.Name, Mode: p.Spec.Mode, NonTCP: p.Spec.NonTCP, Init: p.Spec.Init, AdminCapabilities: p.Spec.AdminCapabilities, Accelerate: p.Spec.Accelerate}
 	k.redirect(c, p.Spec.Redirect)
 	k.reserved(c, p.Spec.SidecarPorts)
 	k.rules(c, p)
@@ -65,6 +65,9 @@ func (p *PodPolicy) compile() (*Compiled, []problem) {
 	}
 	if int(p.Spec.AdminCapabilities) >= len(actionWords()) {
 		k.add("spec.adminCapabilities", "%s does not exist: use %s", p.Spec.AdminCapabilities, or(actionWords()))
+	}
+	if int(p.Spec.Accelerate) >= len(accelerationWords()) {
+		k.add("spec.accelerate", "%s does not exist: use %s", p.Spec.Accelerate, or(accelerationWords()))
 	}
 	if int(p.Spec.Init) >= len(initWords()) {
 		k.add("spec.init", "%s does not exist: use %s", p.Spec.Init, or(initWords()))

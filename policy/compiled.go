@@ -44,6 +44,7 @@ type Compiled struct {
 	Init     InitMode
 	// AdminCapabilities is asked when a container starts.
 	AdminCapabilities Action
+	Accelerate        Acceleration
 	// Subjects are those that have rules, sorted by ID.
 	Subjects []Subject
 	// Prefixes say which class an outside address is of: that of the longest one that covers it, or 0.

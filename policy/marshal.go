@@ -50,6 +50,7 @@ func (p *PodPolicy) MarshalYAML() ([]byte, error) {
 	w.line(1, "nonTCP: "+p.Spec.NonTCP.String())
 	w.line(1, "init: "+p.Spec.Init.String())
 	w.line(1, "adminCapabilities: "+p.Spec.AdminCapabilities.String())
+	w.line(1, "accelerate: "+strconv.Quote(p.Spec.Accelerate.String())) // not a boolean to anybody
 	w.line(1, "mode: "+p.Spec.Mode.String())
 	if len(p.Spec.Rules) > 0 {
 		w.line(1, "rules:")

@@ -407,7 +407,7 @@ func (d *decoder) spec(top fields, out *Spec) {
 	if n == nil {
 		return
 	}
-	f, ok := d.object("spec", n, "mode", "podSelector", "roles", "redirect", "sidecarPorts", "exclude", "nonTCP", "init", "adminCapabilities", "rules")
+	f, ok := d.object("spec", n, "mode", "podSelector", "roles", "redirect", "sidecarPorts", "exclude", "nonTCP", "init", "adminCapabilities", "accelerate", "rules")
 	if !ok {
 		return
 	}
@@ -430,6 +430,7 @@ func (d *decoder) spec(top fields, out *Spec) {
 	out.NonTCP = Action(d.oneOf("spec.nonTCP", f["nonTCP"], actionWords()))
 	out.Init = InitMode(d.oneOf("spec.init", f["init"], initWords()))
 	out.AdminCapabilities = Action(d.oneOf("spec.adminCapabilities", f["adminCapabilities"], actionWords()))
+	out.Accelerate = d.acceleration("spec.accelerate", f["accelerate"])
 	out.Mode = Mode(d.oneOf("spec.mode", f["mode"], modeWords()))
 	d.list("spec.rules", f["rules"], func(path string, n ast.Node) {
 		out.Rules = append(out.Rules, d.subjectRules(path, n))
@@ -844,6 +845,20 @@ func (d *decoder) oneOf(path string, n ast.Node, words []string) uint8 {
 		return 0
 	}
 	return uint8(i)
+}
+
+// acceleration reads its words, two of which are true and false to some YAML readers, so that those are taken too.
+func (d *decoder) acceleration(path string, n ast.Node) Acceleration {
+	if n != nil {
+		switch tk := n.GetToken(); {
+		case n.Type() != ast.StringType && n.Type() != ast.BoolType, tk.Type == token.SingleQuoteType, tk.Type == token.DoubleQuoteType:
+		case tk.Value == "on", tk.Value == "true":
+			return AccelerateOn
+		case tk.Value == "off", tk.Value == "false":
+			return AccelerateOff
+		}
+	}
+	return Acceleration(d.oneOf(path, n, accelerationWords()))
 }
 
 // port reads a port, in the exact decimal form and without quotes.

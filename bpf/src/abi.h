@@ -13,7 +13,7 @@
 
 #include <linux/types.h>
 
-#define SG_ABI 3
+#define SG_ABI 4
 
 /* What a container is to its pod. DEAD is what zeroed memory says. */
 enum sg_role {
@@ -119,6 +119,13 @@ struct sg_addr {
 };
 _Static_assert(sizeof(struct sg_addr) == 16, "ABI");
 
+enum sg_container_flags {
+	SG_CONTAINER_ACCELERATE = 1, /* it cannot splice(2) */
+	/* In map identity alone: a process turned TLS in the kernel on. */
+	SG_CONTAINER_KTLS = 2,
+	SG_CONTAINER_IOURING = 4, /* it can, by an io_uring */
+};
+
 /* One container: value of map containers and of map identity. */
 struct sg_container {
 	__u64 netns_cookie; /* of its pod */
@@ -129,7 +136,7 @@ struct sg_container {
 	/* By inode number. 0: it has none of its own. */
 	__u32 pid_ns;
 	__u32 mnt_ns;
-	__u32 reserved;
+	__u32 flags; /* enum sg_container_flags */
 	__u64 started; /* init of pid_ns: USER_HZ since boot, or 0 */
 };
 _Static_assert(sizeof(struct sg_container) == 48, "ABI");
@@ -152,6 +159,10 @@ enum sg_policy_flags {
 	SG_POLICY_WORLD = 64, /* some rule is about world or host */
 	SG_POLICY_FILES = 128, /* map executables has some for it */
 	SG_POLICY_ADMIN = 256, /* for user space: adminCapabilities: allow */
+	SG_POLICY_ACCELERATE = 512, /* connections of apps and their sidecar */
+	SG_POLICY_ACCELERATE_NODE = 1024, /* and of two pods' sidecars */
+	/* Not those of SG_CONTAINER_IOURING. */
+	SG_POLICY_ACCELERATE_UNSEEN = 2048,
 };
 
 /*
@@ -325,6 +336,7 @@ enum sg_sock_flags {
 	SG_SOCK_SENT = 16, /* has sent a datagram: may get an answer */
 	SG_SOCK_CALLED = 32, /* has got a datagram: may answer */
 	SG_SOCK_AGENT = 64, /* a runtime's own, which stays on loopback */
+	SG_SOCK_PLAIN = 128, /* has an option that acceleration would break */
 };
 
 struct sg_orig {
@@ -355,6 +367,59 @@ struct sg_tuple {
 	__u32 reserved;
 };
 _Static_assert(sizeof(struct sg_tuple) == 48, "ABI");
+
+/*
+ * An end of an accelerated connection: key of map ends; with side 0 key of map
+ * conns. The sequence numbers, which both ends know and nobody else, prove that
+ * two sockets are the ends of one connection, whatever translates addresses
+ * between them.
+ */
+struct sg_conn_key {
+	__u64 netns_cookie; /* 0: its ends are in two pods */
+	struct sg_addr saddr; /* of the client */
+	struct sg_addr daddr;
+	__u32 sseq; /* of the first byte that the client sends */
+	__u32 dseq;
+	__u16 sport;
+	__u16 dport;
+	__u32 side; /* 0: the client's, 1: the server's */
+};
+_Static_assert(sizeof(struct sg_conn_key) == 56, "ABI");
+
+/*
+ * Counters of a container's accelerated connections, each counted at both ends:
+ * map accel_counters. Those from SG_ACCEL_PLAIN_FIRST on are directions, or
+ * connections that never began, that go through TCP, each for one reason.
+ */
+enum sg_accel_counter {
+	SG_ACCEL_CONNECTIONS = 0,
+	SG_ACCEL_MESSAGES = 1, /* sent */
+	SG_ACCEL_BYTES = 2,
+
+	SG_ACCEL_PLAIN_FIRST = 3,
+	SG_ACCEL_PLAIN_EARLY = 3, /* sent before the other end was there */
+	SG_ACCEL_PLAIN_UNREAD = 4, /* the other end does not read */
+	SG_ACCEL_PLAIN_OPTION = 5, /* socket option, or TCP Fast Open */
+	SG_ACCEL_PLAIN_KTLS = 6, /* the container uses TLS in the kernel */
+	SG_ACCEL_PLAIN_PEER = 7, /* the other end's container is not */
+	SG_ACCEL_PLAIN_FULL = 8, /* no room in a map */
+	SG_ACCEL_PLAIN_GONE = 9, /* an end has closed, or said that it ends */
+	SG_ACCEL_COUNTERS = 10,
+};
+
+struct sg_accel_counters {
+	__u64 v[SG_ACCEL_COUNTERS];
+};
+_Static_assert(sizeof(struct sg_accel_counters) == 80, "ABI");
+
+/* What the self-test found at load: the value of map accel_info. */
+struct sg_accel_info {
+	__u64 failed; /* checks, as bits; their order is user space's */
+	__u64 took_ns;
+	__u8 done; /* or it could not be made */
+	__u8 why[127]; /* not, in words */
+};
+_Static_assert(sizeof(struct sg_accel_info) == 144, "ABI");
 
 /*
  * A sidecar may open several listeners on one port (SO_REUSEPORT, threads,
@@ -393,7 +458,7 @@ struct sg_container_info {
 	__u8 role; /* as asked for: policy.Role */
 	__u8 admin; /* capabilities by which it could get out, as bits */
 	__u8 inherited; /* network sockets that it was given at its start */
-	__u8 reserved;
+	__u8 plain; /* why it is not accelerated, or 0: user space's numbers */
 	__u32 pid; /* init process at attach time, for display */
 	__u64 netns_ino;
 	__u64 attached_ns; /* CLOCK_REALTIME */
@@ -414,7 +479,7 @@ struct sg_policy_info {
 	__u8 name[SG_NAME + 1];
 	__u8 source[SG_PATH + 1]; /* file:line */
 	__u8 init; /* policy.InitMode */
-	__u8 reserved;
+	__u8 accelerate; /* policy.Acceleration */
 	__u32 revision;
 	__u32 nprefixes; /* entries of the revision, so that none is looked for
 			  */

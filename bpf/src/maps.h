@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * maps.h: every map once, but for those of guarded endpoints (endpoint.bpf.c),
- * and who inserts and who deletes.
+ * maps.h: every map once, but for those of guarded endpoints (endpoint.bpf.c)
+ * and of accelerated connections (accel.h), and who inserts and who deletes.
  * All of them are pinned by user space below the ABI's directory.
  */
 #ifndef SIDEGATE_MAPS_H
@@ -243,6 +243,35 @@ struct {
 	__type(key, struct sg_listener_key);
 	__type(value, __u64);
 } listeners SEC(".maps");
+
+/*
+ * Addresses that are a managed pod's on this node, from outside of it.
+ * inserted and deleted by: user space with the pod
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, SG_MAX_PODS * 8);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct sg_addr);
+	__type(value, __u8);
+} node_addrs SEC(".maps");
+
+/* As counters, of what is accelerated. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(max_entries, SG_MAX_CONTAINERS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u64); /* cgroup id */
+	__type(value, struct sg_accel_counters);
+} accel_counters SEC(".maps");
+
+/* For user space: no program reads it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct sg_accel_info);
+} accel_info SEC(".maps");
 
 /*
  * What the stubs of pod.bpf.c jump to, by enum sg_device_prog.

@@ -4,7 +4,9 @@
 #define SIDEGATE_SOCK_H
 
 #include "common.h"
+#include "ends.h"
 #include "task.h"
+#include "tuple.h"
 
 #define SG_EPROTONOSUPPORT 93
 
@@ -58,36 +60,6 @@ record:
 	return SG_PROCEED;
 }
 
-/*
- * The connection as its client sees it. Both ends are read, as both families,
- * before one is chosen: the verifier wants context offsets that are constants,
- * and the compiler would rather choose the offset.
- */
-SG_INLINE void sg_ops_tuple(struct bpf_sock_ops *ctx, __u64 cookie, int server,
-			    struct sg_tuple *t)
-{
-	__u16 lport = ctx->local_port;
-	__u16 rport = bpf_ntohl(ctx->remote_port);
-	__u32 local4 = ctx->local_ip4, remote4 = ctx->remote_ip4;
-	struct sg_addr local = sg_addr6(ctx->local_ip6[0], ctx->local_ip6[1],
-					ctx->local_ip6[2], ctx->local_ip6[3]);
-	struct sg_addr remote = sg_addr6(ctx->remote_ip6[0], ctx->remote_ip6[1],
-					 ctx->remote_ip6[2],
-					 ctx->remote_ip6[3]);
-
-	sg_barrier();
-	if (ctx->family == SG_AF_INET) {
-		local = sg_addr4(local4);
-		remote = sg_addr4(remote4);
-	}
-	__builtin_memset(t, 0, sizeof(*t));
-	t->netns_cookie = cookie;
-	t->saddr = server ? remote : local;
-	t->daddr = server ? local : remote;
-	t->sport = server ? rport : lport;
-	t->dport = server ? lport : rport;
-}
-
 /* 0 if origdst has the connection now. A tuple that was left is used again. */
 SG_INLINE int sg_origdst_put(const struct sg_tuple *t, const struct sg_orig *o)
 {
@@ -131,11 +103,15 @@ SG_INLINE void sg_ops_connect(struct bpf_sock_ops *ctx, struct sg_sock *s)
 	bpf_sock_ops_cb_flags_set(ctx, BPF_SOCK_OPS_STATE_CB_FLAG);
 }
 
-SG_INLINE void sg_ops_state(struct bpf_sock_ops *ctx, struct sg_sock *s)
+SG_INLINE void sg_ops_state(struct bpf_sock_ops *ctx, struct bpf_sock *sk,
+			    struct sg_sock *s)
 {
 	struct sg_tuple t;
 
-	if (ctx->args[1] != BPF_TCP_CLOSE || !(s->flags & SG_SOCK_ORIGDST))
+	if (ctx->args[1] != BPF_TCP_CLOSE)
+		return;
+	sg_ops_gone(sk);
+	if (!(s->flags & SG_SOCK_ORIGDST))
 		return;
 	sg_ops_tuple(ctx, s->netns_cookie, 0, &t);
 	sg_origdst_delete(&t);
@@ -203,6 +179,7 @@ int sg_sockops(struct bpf_sock_ops *ctx)
 
 	switch (ctx->op) {
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:
+	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
 	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
 	case BPF_SOCK_OPS_TCP_LISTEN_CB:
 	case BPF_SOCK_OPS_STATE_CB:
@@ -232,14 +209,18 @@ int sg_sockops(struct bpf_sock_ops *ctx)
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:
 		sg_ops_connect(ctx, s);
 		break;
+	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
+		sg_ops_active(ctx, sk, s, self, policy);
+		break;
 	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
 		sg_ops_accept(ctx, s, policy);
+		sg_ops_passive(ctx, sk, s, self, policy);
 		break;
 	case BPF_SOCK_OPS_TCP_LISTEN_CB:
 		sg_ops_listen(ctx, s);
 		break;
 	case BPF_SOCK_OPS_STATE_CB:
-		sg_ops_state(ctx, s);
+		sg_ops_state(ctx, sk, s);
 		break;
 	}
 	return 1;

@@ -13,6 +13,19 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type verdictsSgAccelCounters struct {
+	_ structs.HostLayout
+	V [10]uint64
+}
+
+type verdictsSgAccelInfo struct {
+	_      structs.HostLayout
+	Failed uint64
+	TookNs uint64
+	Done   uint8
+	Why    [127]uint8
+}
+
 type verdictsSgAction uint32
 
 const (
@@ -82,7 +95,7 @@ type verdictsSgContainer struct {
 	Name        uint32
 	PidNs       uint32
 	MntNs       uint32
-	Reserved    uint32
+	Flags       uint32
 	Started     uint64
 }
 
@@ -96,7 +109,7 @@ type verdictsSgContainerInfo struct {
 	Role       uint8
 	Admin      uint8
 	Inherited  uint8
-	Reserved   uint8
+	Plain      uint8
 	Pid        uint32
 	_          [4]byte
 	NetnsIno   uint64
@@ -273,7 +286,7 @@ type verdictsSgPolicyInfo struct {
 	Name        [65]uint8
 	Source      [129]uint8
 	Init        uint8
-	Reserved    uint8
+	Accelerate  uint8
 	Revision    uint32
 	Nprefixes   uint32
 	Nrules      uint32
@@ -467,6 +480,8 @@ type verdictsSgView struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	verdictsMapAccelCounters   = "accel_counters"
+	verdictsMapAccelInfo       = "accel_info"
 	verdictsMapAgents          = "agents"
 	verdictsMapAsks            = "asks"
 	verdictsMapContainerInfo   = "container_info"
@@ -477,6 +492,7 @@ const (
 	verdictsMapHostAddrs       = "host_addrs"
 	verdictsMapIdentity        = "identity"
 	verdictsMapListeners       = "listeners"
+	verdictsMapNodeAddrs       = "node_addrs"
 	verdictsMapOrigdst         = "origdst"
 	verdictsMapPending         = "pending"
 	verdictsMapPodAddrs        = "pod_addrs"
@@ -607,6 +623,8 @@ type verdictsProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type verdictsMapSpecs struct {
+	AccelCounters *ebpf.MapSpec `ebpf:"accel_counters"`
+	AccelInfo     *ebpf.MapSpec `ebpf:"accel_info"`
 	Agents        *ebpf.MapSpec `ebpf:"agents"`
 	Asks          *ebpf.MapSpec `ebpf:"asks"`
 	ContainerInfo *ebpf.MapSpec `ebpf:"container_info"`
@@ -617,6 +635,7 @@ type verdictsMapSpecs struct {
 	HostAddrs     *ebpf.MapSpec `ebpf:"host_addrs"`
 	Identity      *ebpf.MapSpec `ebpf:"identity"`
 	Listeners     *ebpf.MapSpec `ebpf:"listeners"`
+	NodeAddrs     *ebpf.MapSpec `ebpf:"node_addrs"`
 	Origdst       *ebpf.MapSpec `ebpf:"origdst"`
 	Pending       *ebpf.MapSpec `ebpf:"pending"`
 	PodAddrs      *ebpf.MapSpec `ebpf:"pod_addrs"`
@@ -667,6 +686,8 @@ func (o *verdictsObjects) Close() error {
 //
 // It can be passed to loadVerdictsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type verdictsMaps struct {
+	AccelCounters *ebpf.Map `ebpf:"accel_counters"`
+	AccelInfo     *ebpf.Map `ebpf:"accel_info"`
 	Agents        *ebpf.Map `ebpf:"agents"`
 	Asks          *ebpf.Map `ebpf:"asks"`
 	ContainerInfo *ebpf.Map `ebpf:"container_info"`
@@ -677,6 +698,7 @@ type verdictsMaps struct {
 	HostAddrs     *ebpf.Map `ebpf:"host_addrs"`
 	Identity      *ebpf.Map `ebpf:"identity"`
 	Listeners     *ebpf.Map `ebpf:"listeners"`
+	NodeAddrs     *ebpf.Map `ebpf:"node_addrs"`
 	Origdst       *ebpf.Map `ebpf:"origdst"`
 	Pending       *ebpf.Map `ebpf:"pending"`
 	PodAddrs      *ebpf.Map `ebpf:"pod_addrs"`
@@ -700,6 +722,8 @@ type verdictsMaps struct {
 
 func (m *verdictsMaps) Close() error {
 	return _VerdictsClose(
+		m.AccelCounters,
+		m.AccelInfo,
 		m.Agents,
 		m.Asks,
 		m.ContainerInfo,
@@ -710,6 +734,7 @@ func (m *verdictsMaps) Close() error {
 		m.HostAddrs,
 		m.Identity,
 		m.Listeners,
+		m.NodeAddrs,
 		m.Origdst,
 		m.Pending,
 		m.PodAddrs,

@@ -89,7 +89,25 @@ func printPod(w io.Writer, p cgroups.PodStatus) error {
 		fmt.Fprintf(t, "  %s\t%s\t%s\t%s\t%s\t%s\t%s\n", short(c.ID), cmp.Or(c.Name, "-"), strings.Join(rights(c), ","), c.Runtime,
 			hooks(c), counts(c.Counters), counts(c.Drops))
 	}
-	return t.Flush()
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	for _, c := range p.Containers {
+		fmt.Fprintf(w, "  %s: %s\n", cmp.Or(c.Name, short(c.ID)), acceleration(c.Acceleration))
+	}
+	return nil
+}
+
+// acceleration is a line about the connections of a container.
+func acceleration(a cgroups.AccelerationStatus) string {
+	if a.Off != "" && a.Connections == 0 {
+		return "not accelerated: " + a.Off
+	}
+	line := fmt.Sprintf("accelerated: %d connections, %d messages, %d bytes; through TCP: %s", a.Connections, a.Messages, a.Bytes, counts(a.Plain))
+	if a.Off != "" {
+		line += "; no more: " + a.Off
+	}
+	return line
 }
 
 func dns(p cgroups.PodStatus) string {

@@ -373,6 +373,7 @@ struct sg_enums {
 	enum sg_subject_id subject_id;
 	enum sg_subject_flags subject_flags;
 	enum sg_policy_flags policy_flags;
+	enum sg_container_flags container_flags;
 	enum sg_sock_flags sock_flags;
 	enum sg_device_prog device_prog;
 };

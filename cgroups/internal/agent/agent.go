@@ -169,6 +169,8 @@ func (s *server) do(r Request) Answer {
 		}
 	case "holdlisten":
 		err = unix.Listen(int(s.open[r.ID].(*os.File).Fd()), 8)
+	case "setsockopt": // of a kept connection, to 1 or, with Data, to that
+		err = s.setsockopt(r)
 	case "sockopt":
 		a, err = sockopt(r)
 	case "echo":
@@ -270,6 +272,22 @@ func (s *server) talk(r Request) (a Answer, err error) {
 	return a, err
 }
 
+func (s *server) setsockopt(r Request) error {
+	raw, err := s.open[r.ID].(*kept).Conn.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		return err
+	}
+	var set error
+	err = raw.Control(func(fd uintptr) {
+		if r.Data != "" {
+			set = unix.SetsockoptString(int(fd), r.Level, r.Opt, r.Data)
+			return
+		}
+		set = unix.SetsockoptInt(int(fd), r.Level, r.Opt, 1)
+	})
+	return errors.Join(err, set)
+}
+
 // dialMapped connects an AF_INET6 socket to ::ffff:a.b.c.d.
 func dialMapped(addr string) (net.Conn, error) {
 	t, err := net.ResolveTCPAddr("tcp4", addr)
@@ -344,7 +362,8 @@ func (s *server) listen(r Request) (a Answer, err error) {
 				continue
 			}
 			go func() {
-				_, _ = io.Copy(c, c)
+				// Not by splice(2): agents have no seccomp profile that refuses it.
+				_, _ = io.Copy(struct{ io.Writer }{c}, struct{ io.Reader }{c})
 				_ = c.Close()
 			}()
 		}

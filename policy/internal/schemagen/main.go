@@ -97,6 +97,8 @@ func mapped(t reflect.Type) *jsonschema.Schema {
 		return &jsonschema.Schema{OneOf: []*jsonschema.Schema{&port, {Type: "string", Pattern: portRange}}}
 	case reflect.TypeFor[policy.ICMPType]():
 		return &jsonschema.Schema{Type: "integer", Minimum: "0", Maximum: "255"}
+	case reflect.TypeFor[policy.Acceleration](): // on and off are booleans to some YAML readers
+		return &jsonschema.Schema{Enum: []any{"auto", "on", "off", "node", true, false}}
 	case reflect.TypeFor[policy.Operator]():
 		return words(string(policy.OpIn), string(policy.OpNotIn), string(policy.OpExists), string(policy.OpDoesNotExist))
 	}

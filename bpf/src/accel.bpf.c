@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * The object of accelerated sockets: the program of map ends. It stays with the
+ * map, so that it is apart from those that containers have, and can be tried on
+ * sockets of user space's own with maps of their own. A program of this type may
+ * not look up the other end's socket: it has its address from sg_sockops.
+ */
+#include "accel.h"
+
+/*
+ * What may wait for a reader. It is about what TCP itself holds, in the buffers
+ * of both ends; the kernel has no limit here but its memory for TCP.
+ */
+#define SG_MAX_UNREAD (1 << 20)
+
+SG_INLINE int sg_is_slow(const struct tcp_sock *tp)
+{
+	return tp && tp->inet_conn.icsk_inet.sk.sk_backlog.rmem_alloc.counter >
+			     SG_MAX_UNREAD;
+}
+
+/* One way for each side: the verifier wants a kptr's offset to be a constant. */
+SG_INLINE int sg_is_unread(const struct sg_conn *c, __u32 side)
+{
+	int slow;
+
+	if (side) {
+		slow = sg_is_slow(c->server);
+		sg_barrier();
+		return slow;
+	}
+	slow = sg_is_slow(c->client);
+	sg_barrier();
+	return slow;
+}
+
+SEC("sk_msg")
+int sg_msg(struct sk_msg_md *msg)
+{
+	struct bpf_sock *sk = msg->sk;
+	struct sg_conn_key key;
+	struct sg_conn_key *link;
+	struct sg_conn *c;
+	__u32 side;
+
+	if (!sk)
+		return SK_PASS;
+	link = bpf_sk_storage_get(&links, sk, 0, 0);
+	if (!link)
+		return SK_PASS;
+	key = *link;
+	side = key.side & 1;
+	key.side = 0;
+	c = bpf_map_lookup_elem(&conns, &key);
+	if (!c || c->plain[side])
+		return SK_PASS;
+	if (!c->whole) {
+		sg_conn_leave(c, side, SG_ACCEL_PLAIN_EARLY);
+		return SK_PASS;
+	}
+	/* TCP says that it is too late to send: redirecting would not. */
+	if (sk->state != BPF_TCP_ESTABLISHED &&
+	    sk->state != BPF_TCP_CLOSE_WAIT) {
+		sg_conn_leave(c, side, SG_ACCEL_PLAIN_GONE);
+		return SK_PASS;
+	}
+	if (sg_is_unread(c, !side)) {
+		sg_conn_leave(c, side, SG_ACCEL_PLAIN_UNREAD);
+		return SK_PASS;
+	}
+	key.side = !side;
+	if (bpf_msg_redirect_hash(msg, &ends, &key, BPF_F_INGRESS) != SK_PASS) {
+		sg_conn_leave(c, side, SG_ACCEL_PLAIN_GONE);
+		return SK_PASS;
+	}
+	sg_accel_count(c->cgroup_id[side], SG_ACCEL_MESSAGES, 1);
+	sg_accel_count(c->cgroup_id[side], SG_ACCEL_BYTES, msg->size);
+	return SK_PASS;
+}
+
+char _license[] SEC("license") = "Dual BSD/GPL";
