@@ -41,7 +41,7 @@ func exitCode(err error) int {
 func run(e env) error {
 	if len(e.args) != 2 {
 		return usageError{errors.New("usage: sidegate-oci-hook createRuntime|poststop, with the container's state on standard input; " +
-			"or, as a runtime, with the arguments of runc")}
+			"sidegate-oci-hook precreate, with its configuration; or, as a runtime, with the arguments of runc")}
 	}
 	var stage func(env, *specs.State) error
 	switch e.args[1] {
@@ -49,8 +49,10 @@ func run(e env) error {
 		stage = createRuntime
 	case "poststop":
 		stage = poststop
+	case "precreate":
+		return precreate(e)
 	default:
-		return usageError{fmt.Errorf("unknown stage %q: write createRuntime or poststop in the hook's args", e.args[1])}
+		return usageError{fmt.Errorf("unknown stage %q: write precreate, createRuntime or poststop in the hook's args", e.args[1])}
 	}
 	st, err := readState(e.stdin)
 	if err != nil {
@@ -95,7 +97,7 @@ func createRuntime(e env, st *specs.State) error {
 	if st.Pid <= 0 {
 		return errors.New("its state has no pid: this hook belongs to stage createRuntime")
 	}
-	conf, err := readConfiguration(st.Bundle)
+	conf, err := readConfiguration(st.Bundle, true)
 	if err != nil {
 		return err
 	}
@@ -156,7 +158,7 @@ func closePod(e env, st *specs.State, o order) error {
 // that: only then more is read than its configuration and its descriptors.
 func admit(e env, st *specs.State) error {
 	c := &cgroups.Container{ID: st.ID, PID: st.Pid}
-	if conf, err := readConfiguration(st.Bundle); err == nil { // else nobody asked
+	if conf, err := readConfiguration(st.Bundle, false); err == nil { // else nobody asked
 		c.Capabilities = conf.capabilities()
 	}
 	if st.Pid <= 0 || !cgroups.NeedsAdmission(c) {
@@ -187,6 +189,7 @@ func attach(e env, st *specs.State, conf *configuration, o order) (att cgroups.A
 			PID:     st.Pid,
 
 			Capabilities: conf.capabilities(),
+			Splice:       conf.splice(),
 		}
 		if err := choosePolicy(e, s, ns, o, c); err != nil {
 			return err
@@ -245,11 +248,13 @@ type configuration struct {
 	Process struct {
 		Capabilities map[string][]string `json:"capabilities"` // by set
 	} `json:"process"`
+	Linux json.RawMessage `json:"linux"` // nil if it was not asked for
 }
 
 // readConfiguration stops when it has what it wants, which is at the beginning as
-// runtime-spec's types are written: what follows has a hundred kilobytes of seccomp.
-func readConfiguration(bundle string) (*configuration, error) {
+// runtime-spec's types are written: what follows has a hundred kilobytes of seccomp,
+// if that is not wanted too.
+func readConfiguration(bundle string, withSeccomp bool) (*configuration, error) {
 	file := filepath.Join(bundle, "config.json")
 	f, err := os.Open(file)
 	if bundle == "" || errors.Is(err, fs.ErrNotExist) {
@@ -260,14 +265,46 @@ func readConfiguration(bundle string) (*configuration, error) {
 	}
 	defer f.Close()
 	c := new(configuration)
-	if err := c.decode(json.NewDecoder(f)); err != nil {
+	if withSeccomp {
+		err = c.readAll(f)
+	} else {
+		err = decodeMembers(json.NewDecoder(f), map[string]any{"root": &c.Root, "process": &c.Process})
+	}
+	if err != nil {
 		return nil, fmt.Errorf("its configuration %s is no OCI configuration: %w", file, err)
 	}
 	return c, nil
 }
 
-func (c *configuration) decode(d *json.Decoder) error {
-	wanted := map[string]any{"root": &c.Root, "process": &c.Process}
+func (c *configuration) readAll(r io.Reader) error {
+	b, err := io.ReadAll(r)
+	if err != nil {
+		return err
+	}
+	members, err := parseObject(b)
+	if err != nil {
+		return err
+	}
+	for _, m := range members {
+		var err error
+		switch m.key {
+		case "root":
+			err = json.Unmarshal(m.value, &c.Root)
+		case "process":
+			err = json.Unmarshal(m.value, &c.Process)
+		case "linux":
+			c.Linux = m.value
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", m.key, err)
+		}
+	}
+	return nil
+}
+
+// decodeMembers reads those members of an object that are wanted, and no further than to
+// the last of them.
+func decodeMembers(d *json.Decoder, wanted map[string]any) error {
 	if _, err := d.Token(); err != nil { // {
 		return err
 	}

@@ -2,7 +2,8 @@
 
 // Command sidegate-oci-hook is an OCI runtime hook (runtime-spec, "Lifecycle"):
 // at createRuntime it attaches Sidegate to a container whose process exists but
-// has not run, at poststop it forgets it. Called with the arguments of an OCI
+// has not run, at poststop it forgets it. podman runs it before, at precreate, to have
+// the container's seccomp profile as acceleration needs it. Called with the arguments of an OCI
 // runtime it is one: it adds itself to the container's hooks and becomes runc.
 package main
 
@@ -23,6 +24,7 @@ import (
 type env struct {
 	args      []string
 	stdin     io.Reader
+	stdout    io.Writer
 	stderr    io.Writer
 	state     string // directory of pins
 	policyDir string
@@ -41,6 +43,7 @@ func main() {
 	e := env{
 		args:      os.Args,
 		stdin:     os.Stdin,
+		stdout:    os.Stdout,
 		stderr:    os.Stderr,
 		state:     cgroups.StateDir(),
 		policyDir: cmp.Or(os.Getenv(policy.DirEnv), policy.DefaultDir),

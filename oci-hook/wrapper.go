@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -144,7 +143,7 @@ func wrap(e env, exec func(path string, args, environ []string) error) error {
 	if err == nil && in.creates() {
 		var annotations map[string]string
 		if annotations, err = e.askDocker(in.bundle); err == nil {
-			err = addHooks(in.bundle, e.self, hookEnviron(e.environ), annotations)
+			err = e.editBundle(in.bundle, annotations)
 		}
 	}
 	if err == nil {
@@ -233,27 +232,44 @@ type member struct {
 // parseObject reads a JSON object and keeps the order of its members, and their text. null is
 // an empty one.
 func parseObject(b []byte) (members []member, err error) {
-	d := json.NewDecoder(bytes.NewReader(b))
-	t, err := d.Token()
-	if err != nil {
-		return nil, err
+	if !json.Valid(b) {
+		return nil, jsonFault(b)
 	}
-	if t == nil {
+	return splitObject(b)
+}
+
+// jsonFault says what is wrong with what is no JSON value.
+func jsonFault(b []byte) error {
+	d := json.NewDecoder(bytes.NewReader(b))
+	var any json.RawMessage
+	if err := d.Decode(&any); err != nil {
+		return err
+	}
+	return errors.New("something follows the object")
+}
+
+// splitObject is parseObject for what is known to be JSON, such as a member of what was parsed. It looks no further into
+// it than it has to: a configuration has a hundred kilobytes of seccomp, and a container's start waits.
+func splitObject(b []byte) (members []member, err error) {
+	b = trimSpace(b)
+	if string(b) == "null" {
 		return nil, nil
 	}
-	if t != json.Delim('{') {
-		return nil, fmt.Errorf("it is no JSON object but %T", t)
+	if b[0] != '{' {
+		return nil, fmt.Errorf("it is no JSON object but %.20s", b)
 	}
-	for d.More() {
+	for b = trimSpace(b[1:]); b[0] != '}'; b = trimSpace(b) {
+		if b[0] == ',' {
+			b = trimSpace(b[1:])
+		}
+		n := valueLength(b)
 		var m member
-		key, err := d.Token()
-		if err != nil {
+		if err := json.Unmarshal(b[:n], &m.key); err != nil {
 			return nil, err
 		}
-		m.key = key.(string) // the decoder has checked it
-		if err := d.Decode(&m.value); err != nil {
-			return nil, err
-		}
+		b = trimSpace(trimSpace(b[n:])[1:]) // :
+		n = valueLength(b)
+		m.value, b = json.RawMessage(b[:n:n]), b[n:]
 		// Readers do not agree on which of two counts, and encoding/json takes other cases
 		// for the same key.
 		if slices.ContainsFunc(members, func(other member) bool { return strings.EqualFold(other.key, m.key) }) {
@@ -261,13 +277,43 @@ func parseObject(b []byte) (members []member, err error) {
 		}
 		members = append(members, m)
 	}
-	if _, err := d.Token(); err != nil { // }
-		return nil, err
-	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return nil, errors.New("something follows the object")
-	}
 	return members, nil
+}
+
+func trimSpace(b []byte) []byte { return bytes.Trim(b, " \t\r\n") }
+
+// valueLength returns the length of the JSON value that b begins with.
+func valueLength(b []byte) int {
+	depth := 0
+	for i := 0; i < len(b); i++ {
+		switch b[i] {
+		case '"':
+			for i++; b[i] != '"'; i++ {
+				if b[i] == '\\' {
+					i++
+				}
+			}
+		case '{', '[':
+			depth++
+			continue
+		case '}', ']':
+			if depth == 0 { // of what it is in
+				return i
+			}
+			depth--
+		case ',', ':', ' ', '\t', '\r', '\n':
+			if depth == 0 {
+				return i
+			}
+			continue
+		default:
+			continue
+		}
+		if depth == 0 {
+			return i + 1
+		}
+	}
+	return len(b)
 }
 
 func writeObject(members []member) []byte {
@@ -314,16 +360,12 @@ func stages() []string { return []string{"createRuntime", "poststop"} }
 
 // withHooks returns an OCI configuration with the hook at path at both stages, and with these
 // annotations, where they are not there yet. All else is as it was, to the byte.
-func withHooks(config []byte, path string, environ []string, annotations map[string]string) ([]byte, error) {
-	spec, err := parseObject(config)
-	if err != nil {
-		return nil, err
-	}
+func withHooks(spec []member, path string, environ []string, annotations map[string]string) ([]member, error) {
 	old, err := lookup(spec, "hooks")
 	if err != nil {
 		return nil, err
 	}
-	hooks, err := parseObject(old)
+	hooks, err := splitObject(old)
 	if err != nil {
 		return nil, fmt.Errorf("hooks: %w", err)
 	}
@@ -349,12 +391,12 @@ func withHooks(config []byte, path string, environ []string, annotations map[str
 	}
 	spec = set(spec, "hooks", writeObject(hooks))
 	if len(annotations) == 0 {
-		return writeObject(spec), nil
+		return spec, nil
 	}
 	if old, err = lookup(spec, "annotations"); err != nil {
 		return nil, err
 	}
-	members, err := parseObject(old)
+	members, err := splitObject(old)
 	if err != nil {
 		return nil, fmt.Errorf("annotations: %w", err)
 	}
@@ -368,7 +410,7 @@ func withHooks(config []byte, path string, environ []string, annotations map[str
 		}
 		members = set(members, key, value)
 	}
-	return writeObject(set(spec, "annotations", writeObject(members))), nil
+	return set(spec, "annotations", writeObject(members)), nil
 }
 
 func asBytes(list []json.RawMessage) [][]byte {
@@ -387,8 +429,23 @@ func isHook(raw json.RawMessage, path, stage string) bool {
 	return json.Unmarshal(raw, &h) == nil && h.Path == path && len(h.Args) == 2 && h.Args[1] == stage
 }
 
-// addHooks changes a bundle's config.json, all or nothing.
-func addHooks(bundle, path string, environ []string, annotations map[string]string) (err error) {
+// edit returns a configuration as the wrapper hands it on: with the hooks, and with the rule for splice(2).
+func (e env) edit(config []byte, annotations map[string]string) ([]byte, error) {
+	spec, err := parseObject(config)
+	if err != nil {
+		return nil, err
+	}
+	if spec, err = withHooks(spec, e.self, hookEnviron(e.environ), annotations); err != nil {
+		return nil, err
+	}
+	if spec, _, err = e.withSpliceRule(spec); err != nil {
+		return nil, err
+	}
+	return writeObject(spec), nil
+}
+
+// editBundle changes a bundle's config.json, all or nothing.
+func (e env) editBundle(bundle string, annotations map[string]string) (err error) {
 	file := filepath.Join(bundle, "config.json")
 	fault := func(err error) error {
 		return fmt.Errorf("give the container its hook: %s: %w", file, err)
@@ -401,7 +458,7 @@ func addHooks(bundle, path string, environ []string, annotations map[string]stri
 	if err != nil {
 		return fault(err)
 	}
-	config, err := withHooks(old, path, environ, annotations)
+	config, err := e.edit(old, annotations)
 	if err != nil {
 		return fault(err)
 	}

@@ -60,6 +60,16 @@ func TestWraps(t *testing.T) {
 
 const hookPath = "/usr/local/libexec/sidegate/sidegate-oci-hook"
 
+// hooked is withHooks of a configuration's text.
+func hooked(config []byte) ([]byte, error) {
+	spec, err := parseObject(config)
+	if err != nil {
+		return nil, err
+	}
+	spec, err = withHooks(spec, hookPath, []string{"GOMAXPROCS=1"}, nil)
+	return writeObject(spec), err
+}
+
 func TestWithHooks(t *testing.T) {
 	const (
 		createOurs = `{"args":["sidegate-oci-hook","createRuntime"],"env":["GOMAXPROCS=1"],"path":"` + hookPath + `"}`
@@ -75,11 +85,11 @@ func TestWithHooks(t *testing.T) {
 		{"ours", `{"hooks":{"createRuntime":[` + createOurs + `],"poststop":[` + stopOurs + `]}}`, `{"hooks":{"createRuntime":[` + createOurs + `],"poststop":[` + stopOurs + `]}}`},
 		{"null lists", `{"hooks":{"createRuntime":null,"poststop":[]}}`, `{"hooks":{"createRuntime":[` + createOurs + `],"poststop":[` + stopOurs + `]}}`},
 	} {
-		got, err := withHooks([]byte(tt.in), hookPath, []string{"GOMAXPROCS=1"}, nil)
+		got, err := hooked([]byte(tt.in))
 		if err != nil || string(got) != tt.want {
 			t.Errorf("%s: %v\ngot  %s\nwant %s", tt.name, err, got, tt.want)
 		}
-		again, err := withHooks(got, hookPath, []string{"GOMAXPROCS=1"}, nil)
+		again, err := hooked(got)
 		if err != nil || !bytes.Equal(again, got) {
 			t.Errorf("%s: once more: %v\ngot  %s\nwant %s", tt.name, err, again, got)
 		}
@@ -89,17 +99,40 @@ func TestWithHooks(t *testing.T) {
 		`{"hooks":{},"Hooks":{}}`: `it has "Hooks" twice`, `{"Hooks":{}}`: `it has "Hooks": write "hooks"`,
 		`{"hooks":{"Poststop":[]}}`: `it has "Poststop": write "poststop"`, `{} {}`: "something follows", `{"hooks":`: "EOF",
 	} {
-		if got, err := withHooks([]byte(in), hookPath, nil, nil); err == nil || !strings.Contains(err.Error(), want) {
+		if got, err := hooked([]byte(in)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %s, %v, want %q", in, got, err, want)
 		}
 	}
+}
+
+// The members are those that encoding/json finds.
+func FuzzParseObject(f *testing.F) {
+	f.Add(`{"a":"\\\"}","b" : [1, {"c":"]"}] ,"\u0063":1e9,"d":null,"e":{}}`)
+	f.Fuzz(func(t *testing.T, in string) {
+		var want map[string]json.RawMessage
+		werr := json.Unmarshal([]byte(in), &want)
+		members, err := parseObject([]byte(in))
+		if err != nil {
+			if werr == nil && !strings.Contains(err.Error(), "twice") {
+				t.Errorf("%q: %v", in, err)
+			}
+			return
+		}
+		got := make(map[string]json.RawMessage)
+		for _, m := range members {
+			got[m.key] = m.value
+		}
+		if werr != nil || len(got) != len(want) || len(got) > 0 && !reflect.DeepEqual(got, want) {
+			t.Errorf("%q: %q, want %q, %v", in, got, want, werr)
+		}
+	})
 }
 
 func FuzzWithHooks(f *testing.F) {
 	f.Add(`{"hooks":{"createRuntime":[{"path":"/x"}]},"process":{"args":["a"]}}`)
 	f.Fuzz(func(t *testing.T, in string) {
 		var before, after map[string]any
-		got, err := withHooks([]byte(in), hookPath, nil, nil)
+		got, err := hooked([]byte(in))
 		if err != nil {
 			return
 		}
@@ -208,7 +241,7 @@ func TestWrapFailsClosed(t *testing.T) {
 		want  string
 	}{
 		"no config":      {func(w *wrapping) { _ = os.Remove(filepath.Join(w.bundle, "config.json")) }, "config.json: stat"},
-		"no JSON":        {func(w *wrapping) { _ = os.WriteFile(filepath.Join(w.bundle, "config.json"), []byte("{"), 0o600) }, "config.json: EOF"},
+		"no JSON":        {func(w *wrapping) { _ = os.WriteFile(filepath.Join(w.bundle, "config.json"), []byte("{"), 0o600) }, "config.json: unexpected EOF"},
 		"no runtime":     {func(w *wrapping) { _ = os.Remove(filepath.Join(w.bundle, "runc")) }, "there is no runc or crun in PATH but this program"},
 		"itself":         {func(w *wrapping) { _ = os.WriteFile(w.runtimeFile, []byte(w.self+"\n"), 0o600) }, "is this program itself"},
 		"relative":       {func(w *wrapping) { w.environ = append(w.environ, "SIDEGATE_RUNTIME=runc") }, "is no absolute path"},

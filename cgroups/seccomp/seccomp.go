@@ -20,9 +20,10 @@
 //
 // # Why EINVAL
 //
-// Go (internal/poll.Splice) reads instead after EINVAL only; any other errno ends the copy. HAProxy up to 3.2 does after
-// EINVAL, ENOSYS and EBADF, and gives up the connection after others. nginx has no splice. So a splice that a profile
-// denies by EPERM is answered by EINVAL too: it stays denied.
+// Go (internal/poll.Splice) reads instead after EINVAL only; any other errno ends the copy. HAProxy, where it is configured
+// to splice, reads after ENOSYS and EBADF, before 3.3 and in mode tcp after EINVAL too, and gives up the connection after
+// others (KNOWN-ISSUES.md). nginx has no splice. So a splice that a profile denies by EPERM is answered by EINVAL too: it
+// stays denied.
 package seccomp
 
 import (

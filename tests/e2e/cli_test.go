@@ -217,7 +217,7 @@ func hookFiles(t *testing.T, libexec string) map[string]string {
 	t.Helper()
 	files, err := filepath.Glob("../../contrib/oci-hooks.d/*.json")
 	must(t, err)
-	if len(files) != 2 {
+	if len(files) != 3 {
 		t.Fatalf("hooks are %s", files)
 	}
 	all := map[string]string{}
@@ -364,7 +364,11 @@ func TestInstall(t *testing.T) {
 		if err != nil || st.Mode().Perm() != 0o755 || !filepath.IsAbs(def.Hook.Path) {
 			t.Errorf("%s names %s: %v", f, def.Hook.Path, err)
 		}
-		if def.Version != "1.0.0" || def.When["always"] != true || len(def.Stages) != 1 || len(def.Hook.Args) != 2 || def.Hook.Args[1] != def.Stages[0] {
+		// precreate is for what is managed; createRuntime and poststop see to the others in managed pods too.
+		if always := def.When["always"] == true; always != (len(def.Stages) == 1 && def.Stages[0] != "precreate") {
+			t.Errorf("%s is called when %v", f, def.When)
+		}
+		if def.Version != "1.0.0" || len(def.Stages) != 1 || len(def.Hook.Args) != 2 || def.Hook.Args[1] != def.Stages[0] {
 			t.Errorf("%s is %+v", f, def)
 			continue
 		}
@@ -372,7 +376,7 @@ func TestInstall(t *testing.T) {
 		text := strings.ReplaceAll(string(b), def.Hook.Path, filepath.Join(dest, def.Hook.Path))
 		must(t, os.WriteFile(filepath.Join(here, filepath.Base(f)), []byte(text), 0o644))
 	}
-	if !stages["createRuntime"] || !stages["poststop"] || len(files) != 2 {
+	if !stages["precreate"] || !stages["createRuntime"] || !stages["poststop"] || len(files) != 3 {
 		t.Errorf("hooks of %s are for stages %v", files, stages)
 	}
 	for _, name := range []string{"usr/bin/sidegate", "usr/libexec/sidegate/sidegate-oci-hook", "etc/sidegate/policies"} {

@@ -44,8 +44,8 @@ func Unload(ctx context.Context, command string) error {
 	return err
 }
 
-// WriteHooks fills dir with hooks.d files that run binary at createRuntime and at poststop of every container. Its whole environment is
-// what the files in contrib/oci-hooks.d give it, and env ("KEY=VALUE").
+// WriteHooks fills dir with hooks.d files that run binary at createRuntime and at poststop of every container, and at precreate of
+// those that have annotations. Its whole environment is what the files in contrib/oci-hooks.d give it, and env ("KEY=VALUE").
 func WriteHooks(dir, binary string, env []string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
@@ -57,16 +57,21 @@ func WriteHooks(dir, binary string, env []string) error {
 		Env  []string `json:"env"`
 	}
 	type file struct {
-		Version string          `json:"version"`
-		Hook    hook            `json:"hook"`
-		When    map[string]bool `json:"when"`
-		Stages  []string        `json:"stages"`
+		Version string         `json:"version"`
+		Hook    hook           `json:"hook"`
+		When    map[string]any `json:"when"`
+		Stages  []string       `json:"stages"`
 	}
-	for _, stage := range []string{"createRuntime", "poststop"} {
+	always := map[string]any{"always": true}
+	for stage, when := range map[string]map[string]any{
+		"precreate":     {"annotations": map[string]string{"^sidegate/": ""}},
+		"createRuntime": always,
+		"poststop":      always,
+	} {
 		b, err := json.MarshalIndent(file{
 			Version: "1.0.0",
 			Hook:    hook{Path: binary, Args: []string{filepath.Base(binary), stage}, Env: env},
-			When:    map[string]bool{"always": true},
+			When:    when,
 			Stages:  []string{stage},
 		}, "", "  ")
 		if err != nil {

@@ -96,6 +96,7 @@ type ContainerOptions struct {
 	Annotations map[string]string // labels in Docker
 	CapAdd      []string          // such as NET_ADMIN
 	Unconfined  bool              // no seccomp filter: podman's default one hides what a test wants to see denied by others
+	Seccomp     string            // file of another profile than the runtime's default one; not in Docker, which has Flags
 	HostCgroups bool              // the host's cgroup file system, writable, at HostCgroups, and the host's cgroup namespace
 	User        string            // as podman run --user has it; "" for root
 	Flags       []string          // more flags of podman run, or docker run
@@ -264,6 +265,9 @@ func (p *Podman) runFlags(opts ContainerOptions) []string {
 	}
 	if opts.Unconfined {
 		flags = append(flags, "--security-opt", "seccomp=unconfined")
+	}
+	if opts.Seccomp != "" {
+		flags = append(flags, "--security-opt", "seccomp="+opts.Seccomp)
 	}
 	if opts.HostCgroups {
 		flags = append(flags, "--cgroupns", "host", "--volume", cgroupRoot+":"+HostCgroups+":rw")

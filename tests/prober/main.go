@@ -43,6 +43,7 @@ var commands = map[string]command{
 	"listen":         {"bind, listen, accept and echo", runListen},
 	"serve":          {"serve HTTP that tells each client both addresses of its connection", runServe},
 	"origdst-server": {"accept, and report SO_ORIGINAL_DST of each connection", runOrigDst},
+	"splice":         {"move bytes from a socket into a pipe by splice(2)", runSplice},
 	"shell":          {"run other commands, given on stdin", runShell},
 	"sockopt":        {"report the answers of many getsockopt calls", runSockopt},
 	"sink":           {"be the outside: echo servers and a recorder of packets", runSink},
