@@ -22,6 +22,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/sirupsen/logrus"
 
+	"sidegate/cgroups"
 	"sidegate/policy"
 )
 
@@ -166,12 +167,16 @@ func (p *plugin) adoptContainerd(namespace string, info containers.Container, pi
 		return nil
 	}
 	keys := make(map[string]string)
+	splice := cgroups.Splice{Why: "containerd does not tell its configuration"}
 	if info.Spec != nil {
 		var spec specs.Spec
 		if err := typeurl.UnmarshalTo(info.Spec, &spec); err != nil {
 			return fmt.Errorf("read its configuration: %w", err)
 		}
 		maps.Copy(keys, spec.Annotations)
+		if spec.Linux != nil {
+			splice = spliceUnder(spec.Linux.Seccomp)
+		}
 	}
 	maps.Copy(keys, info.Labels)
 	maps.DeleteFunc(keys, func(key, _ string) bool {
@@ -185,7 +190,7 @@ func (p *plugin) adoptContainerd(namespace string, info containers.Container, pi
 		return nil
 	}
 	c := p.config.Load()
-	what := container{id: info.ID, name: cmp.Or(info.Labels[nerdctlName], info.ID), runtime: "containerd", pid: pid, role: request.Role}
+	what := container{id: info.ID, name: cmp.Or(info.Labels[nerdctlName], info.ID), runtime: "containerd", pid: pid, role: request.Role, splice: splice}
 	if what.role == policy.RoleUnset {
 		pol, err := p.kernel.policyOf(c, &pod{request: policy.PodRequest{Request: request}})
 		if err != nil {

@@ -158,6 +158,7 @@ func (k *kernel) in(c *config, one *pod, what container, f func(*cgroups.Store, 
 	return with(c, func(s *cgroups.Store) error {
 		of := &cgroups.Container{
 			ID: what.id, Name: what.name, Pod: one.name, Runtime: what.runtime, Role: what.role, PID: what.pid, Capabilities: capabilities,
+			Splice: what.splice,
 		}
 		if err := k.choose(s, c, ns, one.policy, of); err != nil {
 			return err

@@ -16,6 +16,7 @@ import (
 	"github.com/containerd/nri/pkg/api"
 	"github.com/sirupsen/logrus"
 
+	"sidegate/cgroups"
 	"sidegate/policy"
 )
 
@@ -251,11 +252,12 @@ type container struct {
 	pid               int
 	role              policy.Role
 	wait              time.Duration
+	splice            cgroups.Splice
 }
 
 // decide gives a container its role.
 func (p *plugin) decide(c *config, one *pod, told *api.Container) (container, error) {
-	what := container{id: told.GetId(), name: told.GetName(), runtime: *p.runtime.Load(), pid: int(told.GetPid())}
+	what := container{id: told.GetId(), name: told.GetName(), runtime: *p.runtime.Load(), pid: int(told.GetPid()), splice: spliceOf(told)}
 	if what.name == "" {
 		return what, errors.New("the runtime does not tell its name, by which it gets its role")
 	}
@@ -336,11 +338,25 @@ func (p *plugin) create(s *api.PodSandbox, told *api.Container) (*api.ContainerA
 	if err != nil {
 		return nil, err
 	}
-	return adjustment(c, one, what), nil
+	a := adjustment(c, one, what)
+	pol, err := p.kernel.policyOf(c, one)
+	if err != nil {
+		pol = nil // the hook will say so
+	}
+	if cgroups.WantsSpliceRule(what.role, pol) {
+		profile, why := withSpliceRule(told)
+		if profile != nil {
+			a.SetLinuxSeccompPolicy(profile)
+		}
+		if why != "" {
+			p.log.WithField("object", one.name+"/"+what.name).Debugf("is not accelerated: %s", why)
+		}
+	}
+	return a, nil
 }
 
 // adjustment is what the runtime puts into the container's configuration: the hook, and
-// what it reads. What acceleration needs of seccomp belongs here too.
+// what it reads.
 func adjustment(c *config, one *pod, what container) *api.ContainerAdjustment {
 	a := &api.ContainerAdjustment{}
 	a.AddAnnotation(policy.KeyRoleOf+what.name, what.role.String())

@@ -510,6 +510,9 @@ func (e *Containerd) create(ctx context.Context, p *Pod, c *Container, image str
 	if opts.Unconfined {
 		config.Linux.SecurityContext.Seccomp.ProfileType = cri.SecurityProfile_Unconfined
 	}
+	if opts.Seccomp != "" {
+		config.Linux.SecurityContext.Seccomp = &cri.SecurityProfile{ProfileType: cri.SecurityProfile_Localhost, LocalhostRef: opts.Seccomp}
+	}
 	if opts.User != "" {
 		user, group, _ := strings.Cut(opts.User, ":")
 		uid, err := strconv.ParseInt(user, 10, 64)

@@ -41,6 +41,7 @@ var world struct {
 var policies = map[string]string{
 	"default.yaml": podPolicy("default", ""),
 	"other.yaml":   podPolicy("other", ""),
+	"fast.yaml":    podPolicy("fast", "  accelerate: on\n"),
 }
 
 func podPolicy(name, more string) string {
