@@ -303,9 +303,12 @@ func (s *Store) checkSidecar(c *Container, role bpf.Role, cookie uint64) error {
 	if role != bpf.RoleSidecar {
 		return nil
 	}
-	var id uint64
-	var other bpf.Container
-	for it := s.maps.Containers.Iterate(); it.Next(&id, &other); {
+	ids, others, err := entriesOf[uint64, bpf.Container](s.maps.Containers)
+	if err != nil {
+		return err
+	}
+	for i, other := range others {
+		id := ids[i]
 		if other.NetnsCookie != cookie || other.Role != bpf.RoleSidecar {
 			continue
 		}
@@ -426,17 +429,15 @@ func (s *Store) cgroupsOf(id string) ([]uint64, error) {
 	if len(id) > bpf.NameLen {
 		id = id[:bpf.NameLen]
 	}
-	var found []uint64
-	var cg uint64
-	var info bpf.ContainerInfo
-	it := s.maps.ContainerInfo.Iterate()
-	for it.Next(&cg, &info) {
-		if bpf.CString(info.Id[:]) == id {
-			found = append(found, cg)
-		}
+	cgroupIDs, infos, err := entriesOf[uint64, bpf.ContainerInfo](s.maps.ContainerInfo)
+	if err != nil {
+		return nil, err
 	}
-	if err := it.Err(); err != nil {
-		return nil, fmt.Errorf("list containers: %w", err)
+	var found []uint64
+	for i := range infos {
+		if bpf.CString(infos[i].Id[:]) == id {
+			found = append(found, cgroupIDs[i])
+		}
 	}
 	return found, nil
 }

@@ -108,19 +108,14 @@ func (s *Store) sharePidns(pid int) error {
 	if err != nil || ns == 0 {
 		return err
 	}
-	var shared []bpf.Container
-	var id uint64
-	var c bpf.Container
-	it := s.maps.Containers.Iterate()
-	for it.Next(&id, &c) {
-		if c.PidNs == ns && c.MntNs != 0 {
-			shared = append(shared, c)
+	_, containers, err := entriesOf[uint64, bpf.Container](s.maps.Containers)
+	if err != nil {
+		return err
+	}
+	for _, c := range containers {
+		if c.PidNs != ns || c.MntNs == 0 {
+			continue
 		}
-	}
-	if err := it.Err(); err != nil {
-		return fmt.Errorf("list containers: %w", err)
-	}
-	for _, c := range shared {
 		c.PidNs, c.Started = 0, 0
 		err := s.maps.Containers.Update(c.CgroupId, c, ebpf.UpdateExist)
 		if err == nil {

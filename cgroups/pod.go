@@ -336,7 +336,7 @@ func (s *Store) removePod(cookie uint64) error {
 			errs = append(errs, fmt.Errorf("delete pod %d: %w", cookie, err))
 		}
 	}
-	return errors.Join(append(errs, s.trimNodeAddrs(), s.dropUnusedPolicies())...)
+	return errors.Join(append(errs, s.dropUnusedPolicies())...)
 }
 
 // keysOf returns all keys of m. They are gathered before anything is deleted:
@@ -378,14 +378,12 @@ func (s *Store) collectPods(dying int, n *Collected) error {
 		return err
 	}
 	busy := make(map[uint64]bool)
-	var id uint64
-	var c bpf.Container
-	it := s.maps.Containers.Iterate()
-	for it.Next(&id, &c) {
-		busy[c.NetnsCookie] = true
+	_, containers, err := entriesOf[uint64, bpf.Container](s.maps.Containers)
+	if err != nil {
+		return err
 	}
-	if err := it.Err(); err != nil {
-		return fmt.Errorf("list containers: %w", err)
+	for _, c := range containers {
+		busy[c.NetnsCookie] = true
 	}
 	var used map[uint64]bool
 	for _, cookie := range cookies {
@@ -409,7 +407,10 @@ func (s *Store) collectPods(dying int, n *Collected) error {
 		}
 		n.Pods++
 	}
-	return nil
+	if n.Pods == 0 {
+		return nil
+	}
+	return s.trimNodeAddrs()
 }
 
 // podCookies returns all pods that have pins or a map entry, sorted.

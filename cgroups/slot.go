@@ -23,12 +23,12 @@ const spareSlots = 4
 // takeSlot returns the programs of a free slot, loading them if need be. The
 // slot is taken when its value says so, which is the caller's to write.
 func (s *Store) takeSlot() (uint32, *bpf.PodPrograms, error) {
-	for n := range s.maps.PodSlots.MaxEntries() {
-		var slot bpf.Slot
-		if err := s.maps.PodSlots.Lookup(n, &slot); err != nil {
-			return 0, nil, fmt.Errorf("look up slot %d: %w", n, err)
-		}
-		if slot.NetnsCookie != 0 {
+	numbers, slots, err := entriesOf[uint32, bpf.Slot](s.maps.PodSlots)
+	if err != nil {
+		return 0, nil, err
+	}
+	for i, n := range numbers {
+		if slots[i].NetnsCookie != 0 {
 			continue
 		}
 		progs, err := s.slotPrograms(n)

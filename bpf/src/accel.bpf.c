@@ -2,8 +2,8 @@
 /*
  * The object of accelerated sockets: the program of map ends. It stays with the
  * map, so that it is apart from those that containers have, and can be tried on
- * sockets of user space's own with maps of their own. A program of this type may
- * not look up the other end's socket: it has its address from sg_sockops.
+ * sockets of user space's own with maps of their own. A program of this type
+ * may not look up the other end's socket: it has its address from sg_sockops.
  */
 #include "accel.h"
 
@@ -19,7 +19,8 @@ SG_INLINE int sg_is_slow(const struct tcp_sock *tp)
 			     SG_MAX_UNREAD;
 }
 
-/* One way for each side: the verifier wants a kptr's offset to be a constant. */
+/* One way for each side: the verifier wants a kptr's offset to be a constant.
+ */
 SG_INLINE int sg_is_unread(const struct sg_conn *c, __u32 side)
 {
 	int slow;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /*
- * The object of the self-test: the program of accelerated sockets, and what does
- * to a connection of user space's own what sg_sockops does to a pod's.
+ * The object of the self-test: the program of accelerated sockets, and what
+ * does to a connection of user space's own what sg_sockops does to a pod's.
  */
 #include "accel.bpf.c"
 
