@@ -3,11 +3,14 @@
 package cgroups_test
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"sidegate/cgroups"
@@ -185,5 +188,75 @@ func TestAccelerationByOption(t *testing.T) {
 	m.talk(m.app, m.open(m.app, outside4+":80"))
 	if got := m.acceleration("app"); got.Connections != after.Connections || got.Plain["ktls"] != 1 {
 		t.Errorf("after TLS in the kernel: %+v, before %+v", got, after)
+	}
+}
+
+// TestAccelerationOnNode: two pods' sidecars, if both their policies say so.
+func TestAccelerationOnNode(t *testing.T) {
+	const here, there = "198.51.100.1", "198.51.100.2"
+	for _, c := range []struct {
+		client, server string
+		accelerated    bool
+	}{
+		{"node", "node", true},
+		{"node", "on", false},
+		{"on", "node", false},
+	} {
+		t.Run(c.client+" to "+c.server, func(t *testing.T) {
+			w := newWorld(t)
+			w.splice = cgroups.Splice{Impossible: true}
+			other := newNetns(t)
+			must(t, inNS(w.pod, func() error {
+				return netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth1"}, PeerName: "eth0", PeerNamespace: netlink.NsFd(other)})
+			}))
+			for _, end := range []struct {
+				ns        netns.NsHandle
+				dev, addr string
+			}{{w.pod, "eth1", here}, {other, "eth0", there}} {
+				must(t, inNS(end.ns, func() error {
+					l, err := netlink.LinkByName(end.dev)
+					if err != nil {
+						return err
+					}
+					addr, err := netlink.ParseAddr(end.addr + "/24")
+					if err != nil {
+						return err
+					}
+					return errors.Join(netlink.AddrAdd(l, addr), netlink.LinkSetUp(l))
+				}))
+			}
+			// One slot of a policy each: revisions of a name are of all its pods.
+			named := func(name, accelerate string) *policy.PodPolicy {
+				p := parse(t, "  accelerate: "+accelerate+"\n")
+				p.Metadata.Name = name
+				return p
+			}
+			client := w.container("client")
+			w.attach(client, "client", policy.RoleSidecar, named("client", c.client))
+			server := agent.Start(t, other, w.mkcgroup("server"))
+			w.attach(server, "server", policy.RoleSidecar, named("server", c.server))
+			echoes(t, server, "server", "0.0.0.0:15006")
+			m := &meshPod{world: w}
+			of := func(name string) (st cgroups.AccelerationStatus) {
+				for _, p := range m.status().Pods {
+					for _, c := range p.Containers {
+						if c.Name == name {
+							st = c.Acceleration
+						}
+					}
+				}
+				return st
+			}
+			if off := of("client").Off; off != "" {
+				t.Skipf("this kernel accelerates nothing: %s", off)
+			}
+			id := m.open(client, there+":80")
+			m.talk(client, id)
+			for _, name := range []string{"client", "server"} {
+				if got := of(name); (got.Connections == 1 && got.Messages > 0) != c.accelerated {
+					t.Errorf("%s: %+v", name, got)
+				}
+			}
+		})
 	}
 }
