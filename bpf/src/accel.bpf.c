@@ -39,6 +39,7 @@ SEC("sk_msg")
 int sg_msg(struct sk_msg_md *msg)
 {
 	struct bpf_sock *sk = msg->sk;
+	struct sg_accel_counters *count;
 	struct sg_conn_key key;
 	struct sg_conn_key *link;
 	struct sg_conn *c;
@@ -74,8 +75,11 @@ int sg_msg(struct sk_msg_md *msg)
 		sg_conn_leave(c, side, SG_ACCEL_PLAIN_GONE);
 		return SK_PASS;
 	}
-	sg_accel_count(c->cgroup_id[side], SG_ACCEL_MESSAGES, 1);
-	sg_accel_count(c->cgroup_id[side], SG_ACCEL_BYTES, msg->size);
+	count = bpf_map_lookup_elem(&accel_counters, &c->cgroup_id[side]);
+	if (count) {
+		count->v[SG_ACCEL_MESSAGES]++;
+		count->v[SG_ACCEL_BYTES] += msg->size;
+	}
 	return SK_PASS;
 }
 
