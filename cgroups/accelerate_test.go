@@ -83,7 +83,7 @@ func needAcceleration(t *testing.T, m *meshPod) {
 	if got := m.acceleration("app"); got.Connections+got.Messages+got.Bytes > 0 {
 		t.Errorf("accelerated on a kernel that cannot: %+v", got)
 	}
-	t.Skipf("this kernel accelerates nothing: %s", off)
+	t.Skipf("kernel: accelerates nothing: %s", off)
 }
 
 func TestAcceleration(t *testing.T) {
@@ -248,7 +248,7 @@ func TestAccelerationOnNode(t *testing.T) {
 				return st
 			}
 			if off := of("client").Off; off != "" {
-				t.Skipf("this kernel accelerates nothing: %s", off)
+				t.Skipf("kernel: accelerates nothing: %s", off)
 			}
 			id := m.open(client, there+":80")
 			m.talk(client, id)
