@@ -260,3 +260,24 @@ func TestAccelerationOnNode(t *testing.T) {
 		})
 	}
 }
+
+// TestAccelerationIsUnderRules: what a policy denies ends, though nothing of it passes
+// where packets are judged.
+func TestAccelerationIsUnderRules(t *testing.T) {
+	m := accelerable(t, accelerated)
+	needAcceleration(t, m)
+	id := m.open(m.app, "127.0.0.1:9901")
+	m.talk(m.app, id)
+	before := m.acceleration("app")
+	if before.Connections != 1 {
+		t.Fatalf("not accelerated: %+v", before)
+	}
+	m.apply(accelerated + "  rules: [{role: app, egress: [{to: [{role: sidecar}], ports: [8000]}]}]\n")
+	if got := m.app.Do(t, agent.Request{Op: "talk", ID: id, Data: "hello"}); got.Err != "ECONNABORTED" && got.Err != "ECONNRESET" && got.Err != "EPIPE" {
+		t.Errorf("a connection that is denied now: %+v", got)
+	}
+	if got := m.acceleration("app"); got.Messages != before.Messages {
+		t.Errorf("%d messages past TCP after it was denied", got.Messages-before.Messages)
+	}
+	wantErr(t, "app to the sidecar's port", dial(t, m.app, "tcp", "127.0.0.1:9901"), "EPERM")
+}

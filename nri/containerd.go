@@ -160,6 +160,18 @@ func (p *plugin) listContainerd(ctx context.Context, c *client.Client) error {
 	return nil
 }
 
+// roleOf finds the role of a container that may not say it.
+func (p *plugin) roleOf(c *config, request policy.Request, what container) (policy.Role, error) {
+	if what.role != policy.RoleUnset {
+		return what.role, nil
+	}
+	pol, err := p.kernel.policyOf(c, &pod{request: policy.PodRequest{Request: request}})
+	if err != nil {
+		return policy.RoleUnset, err
+	}
+	return policy.RoleOf(policy.Container{Name: what.name, Request: request}, pol)
+}
+
 // adoptContainerd registers a container that asks for it by its labels, or by its
 // annotations, as podman's do. One that cannot be registered has no network.
 func (p *plugin) adoptContainerd(namespace string, info containers.Container, pid int) error {
@@ -183,25 +195,19 @@ func (p *plugin) adoptContainerd(namespace string, info containers.Container, pi
 		return strings.HasPrefix(key, policy.KeyRoleOf) || strings.HasPrefix(key, policy.KeyWaitOf)
 	})
 	request, err := policy.ParseRequest(keys)
-	if err != nil {
-		return err
-	}
-	if !request.Managed {
+	if err == nil && !request.Managed {
 		return nil
 	}
 	c := p.config.Load()
 	what := container{id: info.ID, name: cmp.Or(info.Labels[nerdctlName], info.ID), runtime: "containerd", pid: pid, role: request.Role, splice: splice}
-	if what.role == policy.RoleUnset {
-		pol, err := p.kernel.policyOf(c, &pod{request: policy.PodRequest{Request: request}})
-		if err != nil {
-			return err
-		}
-		if what.role, err = policy.RoleOf(policy.Container{Name: what.name, Request: request}, pol); err != nil {
-			return err
-		}
-	}
 	one := &pod{name: cmp.Or(request.Pod, namespace+"/"+info.ID), policy: request.Policy}
-	got, err := p.kernel.adopt(c, one, what)
+	var got cgroups.Adopted
+	if err == nil {
+		what.role, err = p.roleOf(c, request, what)
+	}
+	if err == nil {
+		got, err = p.kernel.adopt(c, one, what)
+	}
 	if err != nil {
 		p.metrics.adoption("refused")
 		return fmt.Errorf("it has no network until it is started again: %w", errors.Join(err, p.kernel.shut(c, one, what)))

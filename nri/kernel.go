@@ -194,17 +194,7 @@ func (k *kernel) shut(c *config, one *pod, what container) error {
 		return err
 	}
 	defer ns.Close()
-	return with(c, func(s *cgroups.Store) error {
-		have, err := s.PolicyOf(ns)
-		if err != nil || have != "" {
-			return err
-		}
-		of := cgroups.Container{Role: policy.RoleNone} // no role to find
-		if err := k.choose(s, c, ns, policy.DefaultName, &of); err != nil {
-			return err
-		}
-		return s.Manage(ns, &cgroups.PodSpec{Pod: one.name, Policy: of.Policy, PolicyName: of.PolicyName, Source: of.Source})
-	})
+	return with(c, func(s *cgroups.Store) error { return s.Shut(ns, one.name) })
 }
 
 func (k *kernel) forget(c *config, id string) error {

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"sidegate/cgroups"
 	"sidegate/tests/lab"
 )
 
@@ -148,10 +149,23 @@ func TestCtrAdopted(t *testing.T) {
 	removeCtr(ctx, t, "after")
 	waitFor("its end", "default/after", 0)
 	// One that asks for what cannot be had is not left without enforcement either.
-	must(t, ctr(ctx, t, other, "wrong", append(label, "--label", "sidegate/policy=none-such"), sleep...))
-	t.Cleanup(func() { removeCtr(context.WithoutCancel(ctx), t, "wrong") })
-	must(t, lab.WaitFor(lab.Patience, "its namespace to be closed", func() (bool, error) {
-		r, err := other.Enter(ctx, "udp", "--to", world.Outside.Echo(false).String())
-		return r.Errno == "EPERM", err
-	}))
+	for id, labels := range map[string][]string{
+		"nothing": {"sidegate/role=app", "sidegate/policy=none-such"},
+		"nobody":  {"sidegate/role=boss"},
+	} {
+		closed := newPod(ctx, t, lab.PodOptions{})
+		args := []string{"--detach"}
+		for _, l := range labels {
+			args = append(args, "--label", l)
+		}
+		must(t, ctr(ctx, t, closed, id, args, sleep...))
+		t.Cleanup(func() { removeCtr(context.WithoutCancel(ctx), t, id) })
+		must(t, lab.WaitFor(lab.Patience, "the namespace of "+id+" to be closed", func() (bool, error) {
+			r, err := closed.Enter(ctx, "udp", "--to", world.Outside.Echo(false).String())
+			return r.Errno == "EPERM", err
+		}))
+		if got := status(t)["default/"+id].Policy; got != cgroups.RefusedPolicy {
+			t.Errorf("the policy of %s is %q", id, got)
+		}
+	}
 }
