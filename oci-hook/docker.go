@@ -9,11 +9,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/url"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
 // dockerEnv is Docker's socket, if that is not dockerSocket.
@@ -28,7 +32,7 @@ const (
 	annotationDockerName = "io.sidegate.docker.name"
 
 	dockerNamespace = "moby" // of containerd, in which Docker's containers are
-	dockerTimeout   = 5 * time.Second
+	dockerTimeout   = 2 * time.Second
 	dockerMost      = 4 << 20 // bytes of an answer
 )
 
@@ -64,18 +68,7 @@ func dockerAnnotations(socket, id string) (map[string]string, error) {
 		if c.ID != id {
 			continue
 		}
-		annotations := make(map[string]string)
-		for key, value := range c.Labels {
-			if strings.HasPrefix(key, "sidegate/") {
-				annotations[key] = value
-			}
-		}
-		for _, name := range c.Names {
-			if name = strings.TrimPrefix(name, "/"); !strings.Contains(name, "/") { // else a link's
-				annotations[annotationDockerName] = name
-			}
-		}
-		return annotations, nil
+		return fromDocker(c.Names, c.Labels), nil
 	}
 	return nil, fault(errors.New("it does not know it"))
 }
@@ -111,5 +104,69 @@ func (e env) askDocker(bundle string) (map[string]string, error) {
 	if !is {
 		return nil, nil
 	}
-	return dockerAnnotations(cmp.Or(lookupEnv(e.environ, dockerEnv), dockerSocket), id)
+	annotations, err := dockerAnnotations(cmp.Or(lookupEnv(e.environ, dockerEnv), dockerSocket), id)
+	if err == nil {
+		return annotations, nil
+	}
+	// Docker starts what it is to start again before it serves. What it would say is in its files, of which it
+	// promises nothing: so they are asked second.
+	annotations, ferr := dockerFile(bundle, id)
+	if ferr != nil {
+		return nil, errors.Join(err, ferr)
+	}
+	return annotations, nil
+}
+
+// dockerFile reads what Docker keeps of a container. The directory of that is beside the one whose files are the
+// container's /etc/hosts and the like, which is that of another one if it has the network of that.
+func dockerFile(bundle, id string) (map[string]string, error) {
+	b, err := os.ReadFile(filepath.Join(bundle, "config.json"))
+	if err != nil {
+		return nil, err
+	}
+	var spec struct {
+		Mounts []specs.Mount `json:"mounts"`
+	}
+	if err := json.Unmarshal(b, &spec); err != nil {
+		return nil, fmt.Errorf("read the mounts of container %s: %w", id, err)
+	}
+	for _, m := range spec.Mounts {
+		dir := filepath.Dir(filepath.Dir(m.Source))
+		if !strings.HasPrefix(m.Destination, "/etc/") || filepath.Base(dir) != "containers" {
+			continue
+		}
+		b, err := os.ReadFile(filepath.Join(dir, id, "config.v2.json"))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		var kept struct {
+			ID     string
+			Name   string
+			Config struct{ Labels map[string]string }
+		}
+		if err := json.Unmarshal(b, &kept); err != nil || kept.ID != id {
+			return nil, fmt.Errorf("what Docker keeps of container %s is not understood: it is %q: %w", id, kept.ID, err)
+		}
+		return fromDocker([]string{kept.Name}, kept.Config.Labels), nil
+	}
+	return nil, fmt.Errorf("nor are the files found that Docker keeps of container %s", id)
+}
+
+// fromDocker makes annotations of what Docker says of a container.
+func fromDocker(names []string, labels map[string]string) map[string]string {
+	annotations := make(map[string]string)
+	for key, value := range labels {
+		if strings.HasPrefix(key, "sidegate/") {
+			annotations[key] = value
+		}
+	}
+	for _, name := range names {
+		if name = strings.TrimPrefix(name, "/"); name != "" && !strings.Contains(name, "/") { // else a link's
+			annotations[annotationDockerName] = name
+		}
+	}
+	return annotations
 }

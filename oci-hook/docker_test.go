@@ -81,3 +81,38 @@ func TestDockerDoesNotAnswer(t *testing.T) {
 		}
 	}
 }
+
+// Docker starts what it is to start again before it serves.
+func TestDockerFile(t *testing.T) {
+	containers := filepath.Join(t.TempDir(), "containers")
+	for name, tt := range map[string]struct{ mounted, file, want string }{
+		"its own":         {"c0ffee/hosts", `{"ID":"c0ffee","Name":"/shop","Config":{"Labels":{"sidegate/role":"app","z":"1"}}}`, ""},
+		"of another":      {"facade/resolv.conf", `{"ID":"c0ffee","Name":"/shop","Config":{"Labels":{"sidegate/role":"app"}}}`, ""},
+		"another's file":  {"c0ffee/hosts", `{"ID":"facade","Name":"/shop","Config":{"Labels":{"sidegate/role":"app"}}}`, "is not understood"},
+		"not understood":  {"c0ffee/hosts", `[`, "is not understood"},
+		"another's mount": {"../c0ffee/hosts", `{"ID":"c0ffee"}`, "nor are the files found"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWrapping(t)
+			mobyBundle(t, w)
+			bundle := filepath.Join(w.bundle, dockerNamespace, "c0ffee")
+			config := `{"mounts":[{"destination":"/proc","source":"proc"},{"destination":"/etc/hosts","source":"` + filepath.Join(containers, tt.mounted) + `"}]}`
+			must(t, os.WriteFile(filepath.Join(bundle, "config.json"), []byte(config), 0o600))
+			must(t, os.MkdirAll(filepath.Join(containers, "c0ffee"), 0o700))
+			must(t, os.WriteFile(filepath.Join(containers, "c0ffee", "config.v2.json"), []byte(tt.file), 0o600))
+			w.environ = append(w.environ, dockerEnv+"="+filepath.Join(t.TempDir(), "none"))
+			err := w.wrap()
+			if tt.want != "" {
+				if err == nil || !strings.Contains(err.Error(), tt.want) || w.executed != nil {
+					t.Errorf("executed %q, error %v, want %q", w.executed, err, tt.want)
+				}
+				return
+			}
+			b, rerr := os.ReadFile(filepath.Join(bundle, "config.json"))
+			must(t, rerr)
+			if w.executed == nil || !strings.Contains(string(b), `"annotations":{"io.sidegate.docker.name":"shop","sidegate/role":"app"}`) {
+				t.Errorf("executed %q, error %v, config.json %s", w.executed, err, b)
+			}
+		})
+	}
+}

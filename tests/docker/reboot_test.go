@@ -36,6 +36,9 @@ func TestReboot(t *testing.T) {
 			must(t, err)
 			app, _ := runPatientApp(ctx, t, "shop", append(label("app"), "--restart", "always")...)
 			app.Disconnect() // its exec ends with Docker
+			// Its runtime has to know its labels before Docker serves.
+			kept, _ := runPatientApp(ctx, t, "kept", append(wrapped("app"), "--restart", "always")...)
+			kept.Disconnect()
 			inner, err := world.Docker.Run(ctx, "inner", lab.AppImage, []string{"--network", "inner", "--restart", "always"}, "/bin/sleep", "1000")
 			must(t, err)
 			must(t, world.Docker.Stop())
@@ -45,6 +48,7 @@ func TestReboot(t *testing.T) {
 			must(t, world.Docker.Start(ctx))
 			d.waitReady(ctx)
 			waitRoles(t, "shop", "shop=app")
+			waitRoles(t, "kept", "kept=app")
 			must(t, app.WaitListening(ctx, lab.AppPort))
 			p, err := world.Docker.PodOf(ctx, app, lab.PodOptions{})
 			must(t, err)
