@@ -13,6 +13,16 @@ import (
 // batch is how many entries one system call fetches.
 const batch = 1024
 
+// deleteEntries is deleteKeys for a map that may have many entries, by few system
+// calls where none matches.
+func deleteEntries[K, V any](m *ebpf.Map, match func(*K) bool) error {
+	keys, _, err := entriesOf[K, V](m)
+	if err != nil {
+		return err
+	}
+	return deleteThose(m, keys, match)
+}
+
 // entriesOf returns all entries of a hash map or array: by few system calls, since
 // what a container's start waits for must not grow with what runs.
 func entriesOf[K, V any](m *ebpf.Map) (keys []K, values []V, err error) {

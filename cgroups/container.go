@@ -390,9 +390,9 @@ func (s *Store) deleteContainer(cgroupID uint64) error {
 		}
 	}
 	errs = append(errs,
-		deleteKeys(s.maps.Executables, func(k *bpf.Executable) bool { return k.CgroupId == cgroupID }),
-		deleteKeys(s.maps.Seen, func(k *bpf.Seen) bool { return k.CgroupId == cgroupID }),
-		deleteKeys(s.maps.SeenUnix, func(k *bpf.SeenUnix) bool { return k.CgroupId == cgroupID }))
+		deleteEntries[bpf.Executable, uint32](s.maps.Executables, func(k *bpf.Executable) bool { return k.CgroupId == cgroupID }),
+		deleteEntries[bpf.Seen, bpf.SeenCount](s.maps.Seen, func(k *bpf.Seen) bool { return k.CgroupId == cgroupID }),
+		deleteEntries[bpf.SeenUnix, bpf.SeenCount](s.maps.SeenUnix, func(k *bpf.SeenUnix) bool { return k.CgroupId == cgroupID }))
 	if err := removePins(s.path("containers", cgroupID)); err != nil {
 		errs = append(errs, fmt.Errorf("detach container of cgroup %d: %w", cgroupID, err))
 	}

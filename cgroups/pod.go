@@ -328,9 +328,9 @@ func (s *Store) removePod(cookie uint64) error {
 	}
 	errs = append(errs,
 		deleteKeys(s.maps.Origdst, func(k *bpf.Tuple) bool { return k.NetnsCookie == cookie }),
-		deleteKeys(s.maps.PodAddrs, func(k *bpf.PodAddr) bool { return k.NetnsCookie == cookie }),
-		deleteKeys(s.maps.Seen, func(k *bpf.Seen) bool { return k.NetnsCookie == cookie }),
-		deleteKeys(s.maps.SeenUnix, func(k *bpf.SeenUnix) bool { return k.NetnsCookie == cookie }))
+		deleteEntries[bpf.PodAddr, uint8](s.maps.PodAddrs, func(k *bpf.PodAddr) bool { return k.NetnsCookie == cookie }),
+		deleteEntries[bpf.Seen, bpf.SeenCount](s.maps.Seen, func(k *bpf.Seen) bool { return k.NetnsCookie == cookie }),
+		deleteEntries[bpf.SeenUnix, bpf.SeenCount](s.maps.SeenUnix, func(k *bpf.SeenUnix) bool { return k.NetnsCookie == cookie }))
 	for _, m := range []*ebpf.Map{s.maps.Pods, s.maps.PodCounters, s.maps.PodInfo, s.maps.Pending} {
 		if err := m.Delete(cookie); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			errs = append(errs, fmt.Errorf("delete pod %d: %w", cookie, err))
@@ -360,6 +360,10 @@ func deleteKeys[K any](m *ebpf.Map, match func(*K) bool) error {
 	if err != nil {
 		return err
 	}
+	return deleteThose(m, keys, match)
+}
+
+func deleteThose[K any](m *ebpf.Map, keys []K, match func(*K) bool) error {
 	for i := range keys {
 		if !match(&keys[i]) {
 			continue

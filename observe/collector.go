@@ -14,6 +14,8 @@ import (
 type state struct {
 	dir                                     string
 	loaded, pods, containers, drops, counts *prometheus.Desc
+	// Of accelerated connections.
+	connections, bytes, plain *prometheus.Desc
 }
 
 // NewState returns a collector that reads the state directory at each scrape: how many
@@ -29,11 +31,16 @@ func NewState(dir string) prometheus.Collector {
 			[]string{"pod", "reason"}, nil),
 		counts: prometheus.NewDesc("sidegate_events_total", "What was counted for the containers of a pod, such as connections that were redirected.",
 			[]string{"pod", "event"}, nil),
+		connections: prometheus.NewDesc("sidegate_accelerated_connections_total", "Connections of the containers of a pod that began accelerated, once for each end.",
+			[]string{"pod"}, nil),
+		bytes: prometheus.NewDesc("sidegate_accelerated_bytes_total", "Bytes that the containers of a pod sent past TCP.", []string{"pod"}, nil),
+		plain: prometheus.NewDesc("sidegate_accelerated_plain_total", "Directions, or connections that never began accelerated, that go through TCP nevertheless.",
+			[]string{"pod", "reason"}, nil),
 	}
 }
 
 func (s *state) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{s.loaded, s.pods, s.containers, s.drops, s.counts} {
+	for _, d := range []*prometheus.Desc{s.loaded, s.pods, s.containers, s.drops, s.counts, s.connections, s.bytes, s.plain} {
 		ch <- d
 	}
 }
@@ -44,6 +51,11 @@ func (s *state) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.NewInvalidMetric(s.loaded, err)
 		return
 	}
+	s.tell(st, ch)
+}
+
+// tell makes metrics of what the state says.
+func (s *state) tell(st cgroups.Status, ch chan<- prometheus.Metric) {
 	loaded := 0.0
 	if st.Loaded {
 		loaded = 1
@@ -53,6 +65,8 @@ func (s *state) Collect(ch chan<- prometheus.Metric) {
 	roles := make(map[string]int)
 	drops := make(map[[2]string]uint64)
 	counts := make(map[[2]string]uint64)
+	accelerated := make(map[string]cgroups.AccelerationStatus)
+	plain := make(map[[2]string]uint64)
 	for _, p := range st.Pods {
 		pods[[2]string{p.Policy, p.Mode}]++
 		add(drops, p.Pod, p.Drops)
@@ -61,6 +75,11 @@ func (s *state) Collect(ch chan<- prometheus.Metric) {
 			roles[c.Role]++
 			add(drops, p.Pod, c.Drops)
 			add(counts, p.Pod, c.Counters)
+			add(plain, p.Pod, c.Acceleration.Plain)
+			sum := accelerated[p.Pod]
+			sum.Connections += c.Acceleration.Connections
+			sum.Bytes += c.Acceleration.Bytes
+			accelerated[p.Pod] = sum
 		}
 	}
 	for key, n := range pods {
@@ -74,6 +93,13 @@ func (s *state) Collect(ch chan<- prometheus.Metric) {
 	}
 	for key, n := range counts {
 		ch <- prometheus.MustNewConstMetric(s.counts, prometheus.CounterValue, float64(n), key[0], key[1])
+	}
+	for pod, sum := range accelerated {
+		ch <- prometheus.MustNewConstMetric(s.connections, prometheus.CounterValue, float64(sum.Connections), pod)
+		ch <- prometheus.MustNewConstMetric(s.bytes, prometheus.CounterValue, float64(sum.Bytes), pod)
+	}
+	for key, n := range plain {
+		ch <- prometheus.MustNewConstMetric(s.plain, prometheus.CounterValue, float64(n), key[0], key[1])
 	}
 }
 
