@@ -415,6 +415,12 @@ func (c *Container) StartProbe(ctx context.Context, args ...string) (*Probing, e
 	return startProbing(c.lab, c.engine.exec(ctx, c, append([]string{"/bin/prober"}, args...)...))
 }
 
+// Command returns an unstarted command that runs argv in the container, with its standard input and output. What it runs may outlive it,
+// until the container ends.
+func (c *Container) Command(ctx context.Context, argv ...string) *exec.Cmd {
+	return c.engine.exec(ctx, c, argv...)
+}
+
 // Exec runs a command in the container and returns its output.
 func (c *Container) Exec(ctx context.Context, args ...string) ([]byte, error) {
 	cmd := c.engine.exec(ctx, c, args...)

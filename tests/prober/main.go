@@ -75,6 +75,9 @@ var commands = map[string]command{
 	"later":          {"connect, and send a nonce when stdin ends", runLater},
 	"reap":           {"kill processes by name, for a while", runReap},
 	"sniff":          {"read a nonce off the device", runSniff},
+	"hands":          {"make system calls on sockets, given on stdin", runHands},
+	"hands-child":    {"make one of them in a process of its own", runHandsChild},
+	"relay":          {"be a proxy by io.Copy", runRelay},
 	"tamper":         {"try to change what enforces, and to get away from it", runTamper},
 }
 
