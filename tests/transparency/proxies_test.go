@@ -20,9 +20,13 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
+
+	"sidegate/cgroups"
 	"sidegate/tests/lab"
 	"sidegate/tests/prober/hands"
 )
@@ -195,6 +199,11 @@ func (s *scene) startPrograms(ctx context.Context) error {
 	return err
 }
 
+// programs starts those of both scenes, once.
+var programs = sync.OnceValue(func() error {
+	return errors.Join(world.plain.startPrograms(context.Background()), world.fast.startPrograms(context.Background()))
+})
+
 // order gives an order outside of tests.
 func order(w *worker, o hands.Order) hands.Answer {
 	select {
@@ -284,9 +293,7 @@ func bodySum() string {
 }
 
 func TestSidecars(t *testing.T) {
-	for _, s := range []*scene{world.plain, world.fast} {
-		must(t, s.startPrograms(t.Context()))
-	}
+	must(t, programs())
 	url := fmt.Sprintf("http://127.0.0.1:%d", portHTTP)
 	get := func(name, path string, times int) trial {
 		return trial{name, func(t *testing.T, s *scene) string {
@@ -355,7 +362,7 @@ func (s *scene) messages(t *testing.T) (n uint64) {
 	return n
 }
 
-// iperf moves 32 MiB, a thread or more at each end.
+// iperf moves 32 MiB, a thread or more at each end. It ends when all is written: what was read by then is chance.
 func iperf(name string, flags ...string) trial {
 	argv := append([]string{"/usr/bin/iperf3", "-c", "127.0.0.1", "-p", fmt.Sprint(portIperf), "-n", "32M", "-J"}, flags...)
 	return command(name, func(t *testing.T, out string) string {
@@ -365,11 +372,54 @@ func iperf(name string, flags ...string) trial {
 				Received struct{ Bytes int } `json:"sum_received"`
 			}
 		}
-		if err := json.Unmarshal([]byte(out), &r); err != nil || r.Error != "" || r.End.Received.Bytes < 24<<20 { // it ends when all is written, and counts what was read by then
+		if err := json.Unmarshal([]byte(out), &r); err != nil || r.Error != "" || r.End.Received.Bytes == 0 {
 			return fmt.Sprintf("%v %s %+v", err, r.Error, r.End)
 		}
-		return "all of it"
+		return "no error"
 	}, argv...)
+}
+
+// TestNoLeak opens and closes thousands of connections, half of them by resets, and looks what the kernel keeps of them.
+func TestNoLeak(t *testing.T) {
+	must(t, programs())
+	must(t, lab.WaitFor(lab.Patience, "the end of earlier connections", func() (bool, error) {
+		n, err := entries("ends")
+		return n == 0, err
+	}))
+	before := world.fast.acceleration(t)["app"].Connections
+	addr := fmt.Sprintf("127.0.0.1:%d", portRelay)
+	for _, mode := range []string{"", "reset"} {
+		if a := world.fast.inApp.do(t, hands.Order{Op: "crowd", Addr: addr, Size: 2500, Mode: mode}); a.N != 2500 {
+			t.Errorf("%s", a.Told())
+		}
+	}
+	if n := world.fast.acceleration(t)["app"].Connections - before; n < 5000 {
+		t.Errorf("%d of 5000 connections were accelerated", n)
+	}
+	for _, name := range []string{"ends", "conns"} {
+		must(t, lab.WaitFor(lab.Patience, "the end of all entries in "+name, func() (bool, error) {
+			n, err := entries(name)
+			return n == 0, err
+		}))
+	}
+}
+
+// entries counts those of a map.
+func entries(name string) (n int, err error) {
+	m, err := ebpf.LoadPinnedMap(filepath.Join(cgroups.VersionDir(cgroups.DefaultState), "maps", name), nil)
+	if err != nil {
+		return 0, err
+	}
+	defer m.Close()
+	var last any
+	for {
+		key, err := m.NextKeyBytes(last)
+		if err != nil || key == nil || n > 1<<17 {
+			return n, err
+		}
+		last = key
+		n++
+	}
 }
 
 // TestStatus wants the command to say which of the pods was accelerated, after all that went before.

@@ -99,7 +99,7 @@ func ErrName(err error) string {
 }
 
 // Patience ends a call that waits for what never comes: a program would hang there.
-const Patience = 10 * time.Second
+const Patience = 5 * time.Second
 
 // Fill writes the bytes of a place in a stream.
 func Fill(b []byte, at int, seed byte) {

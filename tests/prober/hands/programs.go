@@ -38,7 +38,7 @@ func serve(addr string) error {
 			}
 			go func() {
 				defer c.Close()
-				_ = c.SetDeadline(time.Now().Add(2 * Patience))
+				_ = c.SetDeadline(time.Now().Add(4 * Patience))
 				_ = answer(c.(*net.TCPConn)) // the client sees it
 			}()
 		}
@@ -131,7 +131,7 @@ func talk(o Order) (a Answer, err error) {
 	}
 	defer conn.Close()
 	c := conn.(*net.TCPConn)
-	_ = c.SetDeadline(time.Now().Add(2 * Patience))
+	_ = c.SetDeadline(time.Now().Add(4 * Patience))
 	if _, err := io.WriteString(c, o.Mode+"\n"); err != nil {
 		return a, err
 	}
@@ -211,7 +211,7 @@ func greet(addr, mode string) error {
 func get(o Order) (a Answer, err error) {
 	transport := &http.Transport{DisableCompression: true}
 	defer transport.CloseIdleConnections()
-	client := &http.Client{Transport: transport, Timeout: 2 * Patience}
+	client := &http.Client{Transport: transport, Timeout: 4 * Patience}
 	h, opened := sha256.New(), 0
 	for range o.Size {
 		req, err := http.NewRequest(http.MethodGet, o.Addr, nil)
