@@ -66,6 +66,9 @@ type SelfTest struct {
 	joined uint32
 }
 
+// maxUnreadInTest is little, so that a test of what comes then is short. In bytes.
+const maxUnreadInTest = 1 << 18
+
 // LoadSelfTest loads one, with room for n connections.
 func LoadSelfTest(n int) (*SelfTest, error) {
 	spec, err := loadSelftest()
@@ -74,6 +77,9 @@ func LoadSelfTest(n int) (*SelfTest, error) {
 	}
 	spec.Maps[selftestMapConns].MaxEntries = uint32(max(n, 64)) // an LRU map is kept in batches
 	spec.Maps[selftestMapEnds].MaxEntries = uint32(2 * n)
+	if err := spec.Variables[selftestVarSgMaxUnread].Set(int32(maxUnreadInTest)); err != nil {
+		return nil, fmt.Errorf("set what may wait: %w", err)
+	}
 	t := new(SelfTest)
 	if err := spec.LoadAndAssign(&t.objects, nil); err != nil {
 		return nil, fmt.Errorf("load self-test object: %w", err)

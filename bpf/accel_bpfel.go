@@ -50,6 +50,7 @@ const (
 	accelMapSubjects      = "subjects"
 	accelMapUnixRules     = "unix_rules"
 	accelProgSgMsg        = "sg_msg"
+	accelVarSgMaxUnread   = "sg_max_unread"
 )
 
 // loadAccel returns the embedded CollectionSpec for accel.
@@ -140,6 +141,7 @@ type accelMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type accelVariableSpecs struct {
+	SgMaxUnread *ebpf.VariableSpec `ebpf:"sg_max_unread"`
 }
 
 // accelObjects contains all objects after they have been loaded into the kernel.
@@ -239,6 +241,7 @@ func (m *accelMaps) Close() error {
 //
 // It can be passed to loadAccelObjects or ebpf.CollectionSpec.LoadAndAssign.
 type accelVariables struct {
+	SgMaxUnread *ebpf.Variable `ebpf:"sg_max_unread"`
 }
 
 // accelPrograms contains all programs after they have been loaded into the kernel.

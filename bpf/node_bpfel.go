@@ -406,6 +406,7 @@ const (
 	nodeProgSgGuardCreate   = "sg_guard_create"
 	nodeProgSgGuardSendmsg4 = "sg_guard_sendmsg4"
 	nodeProgSgGuardSendmsg6 = "sg_guard_sendmsg6"
+	nodeProgSgHold          = "sg_hold"
 	nodeProgSgIngress       = "sg_ingress"
 	nodeProgSgLoopback      = "sg_loopback"
 	nodeProgSgLoopbackOut   = "sg_loopback_out"
@@ -480,6 +481,7 @@ type nodeProgramSpecs struct {
 	SgGuardCreate   *ebpf.ProgramSpec `ebpf:"sg_guard_create"`
 	SgGuardSendmsg4 *ebpf.ProgramSpec `ebpf:"sg_guard_sendmsg4"`
 	SgGuardSendmsg6 *ebpf.ProgramSpec `ebpf:"sg_guard_sendmsg6"`
+	SgHold          *ebpf.ProgramSpec `ebpf:"sg_hold"`
 	SgIngress       *ebpf.ProgramSpec `ebpf:"sg_ingress"`
 	SgLoopback      *ebpf.ProgramSpec `ebpf:"sg_loopback"`
 	SgLoopbackOut   *ebpf.ProgramSpec `ebpf:"sg_loopback_out"`
@@ -660,6 +662,7 @@ type nodePrograms struct {
 	SgGuardCreate   *ebpf.Program `ebpf:"sg_guard_create"`
 	SgGuardSendmsg4 *ebpf.Program `ebpf:"sg_guard_sendmsg4"`
 	SgGuardSendmsg6 *ebpf.Program `ebpf:"sg_guard_sendmsg6"`
+	SgHold          *ebpf.Program `ebpf:"sg_hold"`
 	SgIngress       *ebpf.Program `ebpf:"sg_ingress"`
 	SgLoopback      *ebpf.Program `ebpf:"sg_loopback"`
 	SgLoopbackOut   *ebpf.Program `ebpf:"sg_loopback_out"`
@@ -694,6 +697,7 @@ func (p *nodePrograms) Close() error {
 		p.SgGuardCreate,
 		p.SgGuardSendmsg4,
 		p.SgGuardSendmsg6,
+		p.SgHold,
 		p.SgIngress,
 		p.SgLoopback,
 		p.SgLoopbackOut,

@@ -219,6 +219,9 @@ func TestHooks(t *testing.T) {
 	}
 	var attach []ebpf.AttachType
 	for _, h := range AllContainerHooks() {
+		if h.Program == nodeProgSgHold { // beside that which judges
+			continue
+		}
 		if slices.Contains(attach, h.Attach) {
 			t.Errorf("a container has two programs for %v", h.Attach)
 		}
@@ -243,6 +246,7 @@ func TestHooksOfRoles(t *testing.T) {
 	judge := []string{"sg_connect4", "sg_connect6", "sg_sendmsg4", "sg_sendmsg6", "sg_egress", "sg_ingress"}
 	names := []string{"sg_getpeername4", "sg_getpeername6"}
 	dns := []string{"sg_recvmsg4", "sg_recvmsg6"}
+	accelerate := []string{"sg_setsockopt", "sg_hold"}
 	sockName := []string{"sg_getsockname4", "sg_getsockname6"}
 	for _, c := range []struct {
 		name   string
@@ -258,6 +262,9 @@ func TestHooksOfRoles(t *testing.T) {
 		{"sidecar, rules", []Role{RoleSidecar}, Policy{Flags: PolicyRuled}, [][]string{{"sg_sockops", "sg_getsockopt"}, judge}},
 		{"sidecar, all", []Role{RoleSidecar}, Policy{Flags: PolicySockName | PolicyRuled, Dns: 15053}, [][]string{{"sg_sockops", "sg_getsockopt"}, sockName, judge}},
 		{"sidecar, audit", []Role{RoleSidecar}, Policy{Flags: PolicyAudit}, [][]string{{"sg_sockops", "sg_getsockopt"}, judge}},
+		{"app, accelerated", []Role{RoleApp}, Policy{Flags: PolicyAccelerate}, [][]string{{"sg_sockops"}, bind, judge, names, accelerate}},
+		{"sidecar, accelerated", []Role{RoleSidecar}, Policy{Flags: PolicyAccelerate}, [][]string{{"sg_sockops", "sg_getsockopt"}, accelerate}},
+		{"exempt, accelerated", []Role{RoleExempt}, Policy{Flags: PolicyAccelerate}, [][]string{bind}},
 		{"exempt, audit", []Role{RoleExempt}, Policy{Flags: PolicyAudit}, [][]string{bind, judge}},
 		{"exempt", []Role{RoleExempt}, Policy{Dns: 15053, Flags: PolicySockName}, [][]string{bind}},
 		{"exempt, rules", []Role{RoleExempt}, Policy{Flags: PolicyRuled}, [][]string{bind, judge}},

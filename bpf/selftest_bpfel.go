@@ -52,6 +52,7 @@ const (
 	selftestMapUnixRules       = "unix_rules"
 	selftestProgSgMsg          = "sg_msg"
 	selftestProgSgSelftestJoin = "sg_selftest_join"
+	selftestVarSgMaxUnread     = "sg_max_unread"
 )
 
 // loadSelftest returns the embedded CollectionSpec for selftest.
@@ -144,6 +145,7 @@ type selftestMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type selftestVariableSpecs struct {
+	SgMaxUnread *ebpf.VariableSpec `ebpf:"sg_max_unread"`
 }
 
 // selftestObjects contains all objects after they have been loaded into the kernel.
@@ -245,6 +247,7 @@ func (m *selftestMaps) Close() error {
 //
 // It can be passed to loadSelftestObjects or ebpf.CollectionSpec.LoadAndAssign.
 type selftestVariables struct {
+	SgMaxUnread *ebpf.Variable `ebpf:"sg_max_unread"`
 }
 
 // selftestPrograms contains all programs after they have been loaded into the kernel.

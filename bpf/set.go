@@ -64,7 +64,7 @@ func accelerateHooks(policy Policy) []Hook {
 	if policy.Flags&PolicyAccelerate == 0 {
 		return nil
 	}
-	return []Hook{{nodeProgSgSetsockopt, ebpf.AttachCGroupSetsockopt}}
+	return []Hook{{nodeProgSgSetsockopt, ebpf.AttachCGroupSetsockopt}, {nodeProgSgHold, ebpf.AttachCGroupInetIngress}}
 }
 
 // bindHooks keep everybody but the sidecar off the sidecar's ports.

@@ -11,29 +11,7 @@
  * What may wait for a reader. It is about what TCP itself holds, in the buffers
  * of both ends; the kernel has no limit here but its memory for TCP.
  */
-#define SG_MAX_UNREAD (1 << 20)
-
-SG_INLINE int sg_is_slow(const struct tcp_sock *tp)
-{
-	return tp && tp->inet_conn.icsk_inet.sk.sk_backlog.rmem_alloc.counter >
-			     SG_MAX_UNREAD;
-}
-
-/* One way for each side: the verifier wants a kptr's offset to be a constant.
- */
-SG_INLINE int sg_is_unread(const struct sg_conn *c, __u32 side)
-{
-	int slow;
-
-	if (side) {
-		slow = sg_is_slow(c->server);
-		sg_barrier();
-		return slow;
-	}
-	slow = sg_is_slow(c->client);
-	sg_barrier();
-	return slow;
-}
+const volatile __s32 sg_max_unread = 4 << 20;
 
 SEC("sk_msg")
 int sg_msg(struct sk_msg_md *msg)
@@ -66,7 +44,7 @@ int sg_msg(struct sk_msg_md *msg)
 		sg_conn_leave(c, side, SG_ACCEL_PLAIN_GONE);
 		return SK_PASS;
 	}
-	if (sg_is_unread(c, !side)) {
+	if (sg_waits_for(c, !side) > sg_max_unread) {
 		sg_conn_leave(c, side, SG_ACCEL_PLAIN_UNREAD);
 		return SK_PASS;
 	}

@@ -4,7 +4,9 @@
  *
  * A byte that is redirected waits apart from those that came through TCP, and
  * is read before them. So a direction begins redirected or never is, and leaves
- * it at most once: what comes after that is read after it.
+ * it at most once: what comes after that is read after it. No byte comes
+ * through TCP while redirected ones wait: a read ends where these do, a reader
+ * takes that for the end of what there is, and would not be woken again.
  */
 #ifndef SIDEGATE_ACCEL_H
 #define SIDEGATE_ACCEL_H
@@ -43,10 +45,11 @@ struct sg_conn {
 	struct tcp_sock __sg_kptr *client; /* for sg_msg to look at */
 	struct tcp_sock __sg_kptr *server;
 	__u64 cgroup_id[2];
-	__u32 role; /* of the client */
+	__u8 role; /* of the client */
 	__u8 whole; /* both ends are in map ends */
 	__u8 plain[2]; /* what this side sends goes through TCP, for good */
-	__u8 reserved;
+	__u8 read[2]; /* and all that it sent otherwise has been read */
+	__u16 reserved;
 };
 
 /*
@@ -96,6 +99,30 @@ SG_NOINLINE void sg_accel_count(__u64 cgroup_id, enum sg_accel_counter counter,
 		c->v[counter] += n; /* per CPU */
 }
 
+SG_INLINE int sg_sock_waits(const struct tcp_sock *tp)
+{
+	return tp ? tp->inet_conn.icsk_inet.sk.sk_backlog.rmem_alloc.counter
+		  : 0;
+}
+
+/*
+ * How much waits for a side to read. One way for each: the verifier wants a
+ * kptr's offset to be a constant.
+ */
+SG_INLINE int sg_waits_for(const struct sg_conn *c, __u32 side)
+{
+	int n;
+
+	if (side) {
+		n = sg_sock_waits(c->server);
+		sg_barrier();
+		return n;
+	}
+	n = sg_sock_waits(c->client);
+	sg_barrier();
+	return n;
+}
+
 /* What side sends goes through TCP from now on. */
 SG_INLINE void sg_conn_leave(struct sg_conn *c, __u32 side,
 			     enum sg_accel_counter why)
@@ -104,6 +131,8 @@ SG_INLINE void sg_conn_leave(struct sg_conn *c, __u32 side,
 	if (c->plain[side])
 		return;
 	c->plain[side] = 1;
+	/* Nothing was redirected. */
+	c->read[side] = why == SG_ACCEL_PLAIN_EARLY;
 	sg_accel_count(c->cgroup_id[side], why, 1);
 }
 

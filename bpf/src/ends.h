@@ -251,4 +251,71 @@ untouched:
 	return 1;
 }
 
+/* Where the TCP header of a packet begins: 0 if that is not clear. */
+SG_INLINE __u32 sg_tcp_header(struct __sk_buff *skb)
+{
+	__u8 first, next;
+
+	if (bpf_skb_load_bytes(skb, 0, &first, 1))
+		return 0;
+	if (first >> 4 == 4)
+		return (first & 15) * 4;
+	/* With extension headers it is not clear: no stack here sends any. */
+	if (bpf_skb_load_bytes(skb, 6, &next, 1) || next != SG_IPPROTO_TCP)
+		return 0;
+	return 40;
+}
+
+#define SG_TCP_FIN 1
+
+/*
+ * Whether a packet has bytes that are to be read, or ends them. What is not
+ * clear has.
+ */
+SG_INLINE int sg_has_bytes(struct __sk_buff *skb)
+{
+	__u32 at = sg_tcp_header(skb);
+	__u8 b[2]; /* length of the header, and flags */
+
+	if (!at || bpf_skb_load_bytes(skb, at + 12, b, sizeof(b)))
+		return 1;
+	return (b[1] & SG_TCP_FIN) || skb->len > at + (b[0] >> 4) * 4;
+}
+
+/*
+ * Bytes that come through TCP wait at the sender until those that were
+ * redirected have been read: it sends them again. There may be a mesh's ingress
+ * hook beside this one, or none.
+ */
+SEC("cgroup_skb/ingress")
+int sg_hold(struct __sk_buff *skb)
+{
+	struct bpf_sock *sk = skb->sk;
+	struct sg_conn_key *link;
+	struct sg_conn_key key;
+	struct sg_conn *c;
+	__u32 side;
+
+	if (!sk)
+		return SG_PROCEED;
+	sk = bpf_sk_fullsock(sk);
+	if (!sk)
+		return SG_PROCEED;
+	link = bpf_sk_storage_get(&links, sk, 0, 0);
+	if (!link)
+		return SG_PROCEED;
+	key = *link;
+	side = key.side & 1;
+	key.side = 0;
+	c = bpf_map_lookup_elem(&conns, &key);
+	if (!c || !c->plain[!side] || c->read[!side])
+		return SG_PROCEED;
+	if (!sg_has_bytes(skb))
+		return SG_PROCEED;
+	if (sg_waits_for(c, side))
+		return SG_REJECT;
+	c->read[!side] = 1;
+	return SG_PROCEED;
+}
+
 #endif

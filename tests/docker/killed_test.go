@@ -55,6 +55,10 @@ func newGate(t *testing.T) *gate {
 	g.proxy = httputil.NewSingleHostReverseProxy(target)
 	g.proxy.Transport = &http.Transport{DisableKeepAlives: true, DialContext: func(context.Context, string, string) (net.Conn, error) { return g.dial() }}
 	path := filepath.Join(lab.DockerPlugins, lab.SidegateDriver+".sock")
+	// A driver that was killed leaves it.
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.Fatal(err)
+	}
 	l, err := net.Listen("unix", path)
 	must(t, err)
 	s := &http.Server{Handler: g}

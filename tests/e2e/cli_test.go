@@ -44,6 +44,7 @@ func normal(s string) string {
 		{`\b2001:db8:2::[0-9a-f]+`, "IPV6"},
 		{`=\d+`, "=N"},
 		{`\b(device|host)-\d+`, "$1-N"},
+		{`not accelerated: .*`, "not accelerated: the kernel's reasons"},
 		// The kernel's own packets, which come when they come.
 		{`(  counters: .*; drops: ).*`, "${1}..."},
 		{` +(\n|$)`, "$1"},

@@ -19,6 +19,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -226,9 +227,11 @@ func talks(port, most int) []trial {
 	talk := func(name string, o hands.Order) trial {
 		o.Op, o.Addr = "talk", addr
 		if o.Size > most || strings.HasPrefix(o.Mode, "send") && most < bulk {
-			return trial{name, func(t *testing.T, _ *scene) string {
-				t.Skip("known fault: short read at an edge (TestScripts)")
-				return ""
+			return trial{name, func(t *testing.T, s *scene) string {
+				if slices.Contains(world.known, "FIONREAD after TCP") {
+					t.Skip("kernel: nginx takes what FIONREAD says for the end of what there is")
+				}
+				return s.inApp.do(t, o).Told()
 			}}
 		}
 		return trial{name, func(t *testing.T, s *scene) string { return s.inApp.do(t, o).Told() }}
@@ -382,10 +385,13 @@ func iperf(name string, flags ...string) trial {
 // TestNoLeak opens and closes thousands of connections, half of them by resets, and looks what the kernel keeps of them.
 func TestNoLeak(t *testing.T) {
 	must(t, programs())
-	must(t, lab.WaitFor(lab.Patience, "the end of earlier connections", func() (bool, error) {
-		n, err := entries("ends")
-		return n == 0, err
-	}))
+	// What earlier tests left open to time out stays.
+	had := map[string]int{}
+	for _, name := range []string{"ends", "conns"} {
+		n, err := entries(name)
+		must(t, err)
+		had[name] = n
+	}
 	before := world.fast.acceleration(t)["app"].Connections
 	addr := fmt.Sprintf("127.0.0.1:%d", portRelay)
 	for _, mode := range []string{"", "reset"} {
@@ -396,10 +402,10 @@ func TestNoLeak(t *testing.T) {
 	if n := world.fast.acceleration(t)["app"].Connections - before; n < 5000 {
 		t.Errorf("%d of 5000 connections were accelerated", n)
 	}
-	for _, name := range []string{"ends", "conns"} {
-		must(t, lab.WaitFor(lab.Patience, "the end of all entries in "+name, func() (bool, error) {
+	for name, had := range had {
+		must(t, lab.WaitFor(lab.Patience, "the end of all its entries in "+name, func() (bool, error) {
 			n, err := entries(name)
-			return n == 0, err
+			return n <= had, err
 		}))
 	}
 }

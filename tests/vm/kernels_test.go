@@ -18,11 +18,14 @@ var packages = []string{"sidegate/bpf", "sidegate/cgroups", "sidegate/cgroups/in
 // its state, and finds wrong with what it is given. An emulated CPU is slow, and they
 // run on this machine's.
 var anyKernel = []string{
-	"AccelerationOffWords", "AddDeviceIsAllOrNothing", "AdoptRefusals", "AttachIsAllOrNothing", "AttachTwiceIsOnce", "CapabilitiesOf",
-	"CgroupOfTheRuntimeIsRefused", "ConfiguresKTLS", "DeadProcessIsAnError", "DevicesOfNoPod", "EndpointErrors", "ExplainIsWhatHappens",
-	"HostNamespaceIsRefused", "KernelFault", "KilledWhileAPolicyChanges", "LimitsOfAPolicy", "OtherABIIsRefused", "ParallelAttach",
-	"PodHasOnePolicy", "SecondSidecarIsRefused", "UnfinishedWorkIsSwept", "UnloadRefusesWhileEndpointsAreGuarded",
-	"UnloadRefusesWhilePodsAreManaged", "WaitSidecar",
+	"AccelerationOff", "AccelerationOffWords", "AddDeviceIsAllOrNothing", "AddDeviceKnowsTheNode", "AddDeviceWhoseIndexIsTaken", "AdoptBusy",
+	"AdoptRefusals", "AttachIsAllOrNothing", "AttachTwiceIsOnce", "CapabilitiesOf", "CgroupOfTheRuntimeIsRefused", "ConfiguresKTLS",
+	"DeadProcessIsAnError", "DetachLeavesNothing", "DeviceGoesToAnotherPod", "DevicesOfNoPod", "EndpointErrors", "EndpointOfAnotherDevice",
+	"Exclusions", "ExplainIsWhatHappens", "GuardEndpointAgain", "HostIsNotWorld", "HostNamespaceIsRefused", "InitContainersHaveRules",
+	"KernelFault", "KilledWhileAPolicyChanges", "LimitsOfAPolicy", "ManageHostNetwork", "NamesHaveRules", "NonTCPAllow", "OtherABIIsRefused",
+	"ParallelAttach", "PodHasAShareOfPendingConnections", "PodHasOnePolicy", "PodStaysClosedWhileAnythingRunsInIt",
+	"PolicyChangesUnderRunningContainers", "RedirectedDNSNeedsNoRuleOfTheSidecar", "SecondSidecarIsRefused", "UnfinishedWorkIsSwept",
+	"UnloadRefusesWhileEndpointsAreGuarded", "UnloadRefusesWhilePodsAreManaged", "UsedCgroupIsNoRight", "WaitSidecar",
 }
 
 // modules are what those tests use and Debian's kernels have as modules: kinds

@@ -32,6 +32,9 @@ var checks = []Check{
 	{"MSG_OOB", Shows, "out-of-band data arrives in line", outOfBand},
 	{"close unread", Shows, "close(2) with unread bytes ends the connection in order, not by a reset", closeUnread},
 	{"TCP_INFO", Shows, "TCP_INFO does not count the bytes", info},
+	{"blocking read", Shows, "a blocking recv(2) ends with EAGAIN when a signal comes, or its own shutdown(2) or a reset", blockingRead},
+	{"empty read", Shows, "recv(2) of no bytes where none wait returns 0, and not EAGAIN", emptyRead},
+	{"FIONREAD after TCP", Shows, "ioctl FIONREAD counts nothing of a connection that went back to TCP, and nginx waits for ever", fionreadAfter},
 }
 
 // socket is one end of a connection.
@@ -281,6 +284,49 @@ func waitAll(a, b *socket) string {
 	}()
 	got := b.receive(6, unix.MSG_WAITALL)
 	return got + <-sent
+}
+
+// blockingRead shuts down what a reader waits at.
+func blockingRead(a, b *socket) string {
+	got := make(chan string, 1)
+	go func() { got <- b.read(10) }()
+	time.Sleep(wait) // for the reader to wait: if it does not yet, nothing shows
+	_ = unix.Shutdown(b.fd, unix.SHUT_WR)
+	first := ""
+	select {
+	case first = <-got:
+	case <-time.After(wait):
+	}
+	a.write("answer")
+	if first == "" {
+		first = <-got
+	}
+	return first
+}
+
+// fionreadAfter asks for the last of so many bytes that the connection went back to TCP.
+func fionreadAfter(a, b *socket) string {
+	const last = 1000
+	sent := 0
+	buf := make([]byte, 1<<16)
+	for sent < 5<<18 {
+		n, err := unix.SendmsgN(a.fd, buf, nil, nil, unix.MSG_DONTWAIT)
+		if err != nil {
+			break
+		}
+		sent += n
+	}
+	if got, err := b.readAll(sent - last); err != nil {
+		return fmt.Sprint(len(got), err)
+	}
+	b.poll(unix.POLLIN, limit)
+	n, err := unix.IoctlGetInt(b.fd, unix.TIOCINQ)
+	return fmt.Sprint(n > 0, err)
+}
+
+func emptyRead(_, b *socket) string {
+	n, _, err := unix.Recvfrom(b.fd, []byte{}, unix.MSG_DONTWAIT)
+	return told(n, err)
 }
 
 func truncate(a, b *socket) string {
