@@ -239,7 +239,10 @@ func diagAddr(family uint8, port, addr []byte) (netip.AddrPort, error) {
 // storedValue returns the one BPF storage among a message's attributes, or nil.
 func storedValue(attributes []byte) ([]byte, error) {
 	for _, kind := range []uint16{diagStorages, diagStorage, diagStorageValue} {
-		list, err := nl.ParseRouteAttr(attributes)
+		// It takes for granted that the last one ends where a next would begin.
+		padded := make([]byte, (len(attributes)+unix.NLA_ALIGNTO-1)&^(unix.NLA_ALIGNTO-1))
+		copy(padded, attributes)
+		list, err := nl.ParseRouteAttr(padded)
 		if err != nil {
 			return nil, fmt.Errorf("parse sock_diag attributes: %w", err)
 		}
