@@ -313,7 +313,7 @@ func TestSidecars(t *testing.T) {
 		{"nginx stream", talks(portStream, 1<<17)},
 		{"asyncio", talks(portPython, bulk)},
 		{"nginx http", []trial{
-			get("keep-alive", "/page", 1000),
+			get("keep-alive", "/page", 900),
 			get("sendfile", "/big", 2),
 			command("wrk", func(t *testing.T, out string) string {
 				if !strings.Contains(out, "requests in") || strings.Contains(out, " 0 requests in") {

@@ -209,7 +209,8 @@ func greet(addr, mode string) error {
 
 // get asks an HTTP server for the URL in Addr, Size times, and tells of the bodies, and of the connections that it took.
 func get(o Order) (a Answer, err error) {
-	transport := &http.Transport{DisableCompression: true}
+	// One at a time: else it opens another while the first is on its way back.
+	transport := &http.Transport{DisableCompression: true, MaxConnsPerHost: 1}
 	defer transport.CloseIdleConnections()
 	client := &http.Client{Transport: transport, Timeout: 4 * Patience}
 	h, opened := sha256.New(), 0
