@@ -8,6 +8,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 )
 
 // attachAcceleration gives map ends its program. It is no link, which is newer than
@@ -39,6 +40,22 @@ func (n *Node) Accelerate() error {
 		return fmt.Errorf("load acceleration object: %w", err)
 	}
 	return errors.Join(attachAcceleration(n.Maps[accelMapEnds], a.Program), a.Program.Close())
+}
+
+// haveKptrs tells whether programs can read what pointers in maps point to. It is not
+// to be found out by trying: a kernel takes the tag of such a pointer that it does not
+// know, and makes the map without.
+func haveKptrs() (bool, error) {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return false, fmt.Errorf("uname: %w", err)
+	}
+	release := unix.ByteSliceToString(u.Release[:])
+	var major, minor int
+	if _, err := fmt.Sscanf(release, "%d.%d", &major, &minor); err != nil {
+		return false, fmt.Errorf("kernel release %q: %w", release, err)
+	}
+	return major > 6 || major == 6 && minor >= 4, nil
 }
 
 // conns returns what map conns is made from, by the object that knows what its

@@ -419,6 +419,7 @@ const (
 	nodeProgSgSetsockopt    = "sg_setsockopt"
 	nodeProgSgSockCreate    = "sg_sock_create"
 	nodeProgSgSockops       = "sg_sockops"
+	nodeVarSgKptrs          = "sg_kptrs"
 )
 
 // loadNode returns the embedded CollectionSpec for node.
@@ -539,6 +540,7 @@ type nodeMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type nodeVariableSpecs struct {
+	SgKptrs *ebpf.VariableSpec `ebpf:"sg_kptrs"`
 }
 
 // nodeObjects contains all objects after they have been loaded into the kernel.
@@ -638,6 +640,7 @@ func (m *nodeMaps) Close() error {
 //
 // It can be passed to loadNodeObjects or ebpf.CollectionSpec.LoadAndAssign.
 type nodeVariables struct {
+	SgKptrs *ebpf.Variable `ebpf:"sg_kptrs"`
 }
 
 // nodePrograms contains all programs after they have been loaded into the kernel.

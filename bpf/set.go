@@ -231,6 +231,15 @@ func LoadNode() (*Node, error) {
 	if spec.Maps[nodeMapConns], err = conns(); err != nil {
 		return nil, err
 	}
+	have, err := haveKptrs()
+	if err != nil {
+		return nil, err
+	}
+	if have {
+		if err := spec.Variables[nodeVarSgKptrs].Set(uint32(1)); err != nil {
+			return nil, fmt.Errorf("set sg_kptrs: %w", err)
+		}
+	}
 	coll, err := ebpf.NewCollection(spec)
 	if err != nil {
 		return nil, fmt.Errorf("load node object: %w", err)

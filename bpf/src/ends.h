@@ -283,6 +283,13 @@ SG_INLINE int sg_has_bytes(struct __sk_buff *skb)
 }
 
 /*
+ * Whether this kernel knows pointers in maps (6.4), which sg_hold reads: where it
+ * does not, the verifier does not look at what is behind this, and nothing is
+ * accelerated.
+ */
+const volatile __u32 sg_kptrs = 0;
+
+/*
  * Bytes that come through TCP wait at the sender until those that were
  * redirected have been read: it sends them again. There may be a mesh's ingress
  * hook beside this one, or none.
@@ -296,7 +303,7 @@ int sg_hold(struct __sk_buff *skb)
 	struct sg_conn *c;
 	__u32 side;
 
-	if (!sk)
+	if (!sg_kptrs || !sk)
 		return SG_PROCEED;
 	sk = bpf_sk_fullsock(sk);
 	if (!sk)
