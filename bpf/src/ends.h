@@ -283,9 +283,9 @@ SG_INLINE int sg_has_bytes(struct __sk_buff *skb)
 }
 
 /*
- * Whether this kernel knows pointers in maps (6.4), which sg_hold reads: where it
- * does not, the verifier does not look at what is behind this, and nothing is
- * accelerated.
+ * Whether this kernel knows pointers in maps (6.4), which sg_hold reads: where
+ * it does not, the verifier does not look at what is behind this, and nothing
+ * is accelerated.
  */
 const volatile __u32 sg_kptrs = 0;
 
