@@ -217,12 +217,15 @@ func (r *registration) acceleration(info bpf.AccelInfo) error {
 	if r.entry.Role != bpf.RoleApp && r.entry.Role != bpf.RoleSidecar || info.Done == 0 {
 		return nil
 	}
-	if !r.c.Splice.Impossible && failed(info, selftest.Splices) != nil {
-		r.info.Plain |= plainSplice
-	}
-	if !r.c.Splice.NoIOUring && failed(info, selftest.Splices) != nil {
-		r.info.Plain |= plainIOUring
-		r.entry.Flags |= bpf.ContainerIOUring
+	if failed(info, selftest.Splices) != nil {
+		if !r.c.Splice.Impossible { // nor could anything below change that
+			r.info.Plain |= plainSplice
+			return nil
+		}
+		if !r.c.Splice.NoIOUring {
+			r.info.Plain |= plainIOUring
+			r.entry.Flags |= bpf.ContainerIOUring
+		}
 	}
 	ktls, err := configuresKTLS(rootOf(r.c.PID) + r.c.Rootfs)
 	if err != nil {
@@ -230,10 +233,9 @@ func (r *registration) acceleration(info bpf.AccelInfo) error {
 	}
 	if ktls {
 		r.info.Plain |= plainKTLS
+		return nil
 	}
-	if r.info.Plain&^plainIOUring == 0 {
-		r.entry.Flags |= bpf.ContainerAccelerate
-	}
+	r.entry.Flags |= bpf.ContainerAccelerate
 	return nil
 }
 
