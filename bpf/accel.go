@@ -8,7 +8,6 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
-	"golang.org/x/sys/unix"
 )
 
 // attachAcceleration gives map ends its program. It is no link, which is newer than
@@ -25,6 +24,13 @@ func attachAcceleration(ends *ebpf.Map, prog *ebpf.Program) error {
 // them, which keeps it. It needs Linux 6.4: a program cannot see before how much
 // waits for a slow reader. Without it no socket must get into that map.
 func (n *Node) Accelerate() error {
+	kernel, err := RunningKernel()
+	if err != nil {
+		return err
+	}
+	if !kernel.haveKptrs() {
+		return errors.New("needs Linux 6.4")
+	}
 	spec, err := loadAccel()
 	if err != nil {
 		return fmt.Errorf("parse acceleration object: %w", err)
@@ -40,32 +46,6 @@ func (n *Node) Accelerate() error {
 		return fmt.Errorf("load acceleration object: %w", err)
 	}
 	return errors.Join(attachAcceleration(n.Maps[accelMapEnds], a.Program), a.Program.Close())
-}
-
-// haveKptrs tells whether programs can read what pointers in maps point to. It is not
-// to be found out by trying: a kernel takes the tag of such a pointer that it does not
-// know, and makes the map without.
-func haveKptrs() (bool, error) {
-	var u unix.Utsname
-	if err := unix.Uname(&u); err != nil {
-		return false, fmt.Errorf("uname: %w", err)
-	}
-	release := unix.ByteSliceToString(u.Release[:])
-	var major, minor int
-	if _, err := fmt.Sscanf(release, "%d.%d", &major, &minor); err != nil {
-		return false, fmt.Errorf("kernel release %q: %w", release, err)
-	}
-	return major > 6 || major == 6 && minor >= 4, nil
-}
-
-// conns returns what map conns is made from, by the object that knows what its
-// pointers point to.
-func conns() (*ebpf.MapSpec, error) {
-	spec, err := loadAccel()
-	if err != nil {
-		return nil, fmt.Errorf("parse acceleration object: %w", err)
-	}
-	return spec.Maps[accelMapConns], nil
 }
 
 // SelfTest is the program of accelerated sockets with maps of its own. The caller

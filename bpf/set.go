@@ -228,14 +228,11 @@ func LoadNode() (*Node, error) {
 	if err != nil {
 		return nil, fmt.Errorf("parse node object: %w", err)
 	}
-	if spec.Maps[nodeMapConns], err = conns(); err != nil {
-		return nil, err
-	}
-	have, err := haveKptrs()
+	kernel, err := RunningKernel()
 	if err != nil {
 		return nil, err
 	}
-	if have {
+	if kernel.haveKptrs() {
 		if err := spec.Variables[nodeVarSgKptrs].Set(uint32(1)); err != nil {
 			return nil, fmt.Errorf("set sg_kptrs: %w", err)
 		}

@@ -40,16 +40,15 @@ func testAcceleration(node *bpf.Node) bpf.AccelInfo {
 }
 
 func accelerateAndTest(node *bpf.Node) (r selftest.Result, err error) {
-	release, version, err := uname()
+	kernel, err := bpf.RunningKernel()
 	if err != nil {
 		return r, err
 	}
-	if why := kernelFault(release, version); why != "" {
+	if why := kernelFault(kernel.Release, kernel.Version); why != "" {
 		return r, errors.New(why)
 	}
-	// Without these nobody could test, or would want to.
 	if err := node.Accelerate(); err != nil {
-		return r, fmt.Errorf("needs Linux 6.4: %w", shortened(err))
+		return r, shortened(err)
 	}
 	err = inNewNetns(func() error {
 		lo, err := netlink.LinkByName("lo")
@@ -75,14 +74,6 @@ func shortened(err error) error {
 		return errors.New("the kernel's verifier refuses the program")
 	}
 	return err
-}
-
-func uname() (release, version string, err error) {
-	var u unix.Utsname
-	if err := unix.Uname(&u); err != nil {
-		return "", "", fmt.Errorf("uname: %w", err)
-	}
-	return unix.ByteSliceToString(u.Release[:]), unix.ByteSliceToString(u.Version[:]), nil
 }
 
 // kernelFaults are faults of sockmaps by which a process could harm the kernel. Each

@@ -224,6 +224,7 @@ func TestEndpointIsClosedUntilItOpens(t *testing.T) {
 		t.Errorf("drops are %v", st.Drops)
 	}
 	g.setOpen(true)
+	st = g.endpoint() // a neighbour may have been asked for once more meanwhile
 	g.wantOpen("open")
 	if now := g.endpoint(); !now.Open || !maps.Equal(now.Drops, st.Drops) {
 		t.Errorf("endpoint is %+v after %v", now, st.Drops)

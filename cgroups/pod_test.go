@@ -3,6 +3,7 @@
 package cgroups_test
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -24,8 +25,19 @@ import (
 
 func TestMain(m *testing.M) {
 	agent.Main()
-	os.Exit(m.Run())
+	code := m.Run()
+	if kept != "" {
+		if err := cgroups.Unload(kept, false); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+	}
+	os.Exit(code)
 }
+
+// kept is the state of a world that has ended, loaded, with no pods: loading is most of what a test takes on
+// an emulated CPU.
+var kept string
 
 // needRoot is the one reason to skip.
 func needRoot(t testing.TB) {
@@ -37,8 +49,8 @@ func needRoot(t testing.TB) {
 
 var serial atomic.Int64
 
-// world is an outside and a pod, linked by a veth pair, with a state and a
-// cgroup of their own:
+// world is an outside and a pod, linked by a veth pair, with a cgroup of their own
+// and a state without other pods:
 //
 //	outside 192.0.2.1, 2001:db8::1 ---- eth0 of pod 192.0.2.2, 2001:db8::2
 type world struct {
@@ -64,10 +76,15 @@ func newWorld(t testing.TB) *world {
 		t.Fatal(err)
 	}
 	name := fmt.Sprintf("sgtest-%d-%d", os.Getpid(), serial.Add(1))
-	w := &world{t: t, mount: mount, cgroup: filepath.Join(mount.Dir, name), state: "/sys/fs/bpf/" + name}
+	w := &world{t: t, mount: mount, cgroup: filepath.Join(mount.Dir, name), state: cmp.Or(kept, "/sys/fs/bpf/"+name)}
+	kept = ""
 	must(t, os.Mkdir(w.cgroup, 0o755))
 	t.Cleanup(func() { must(t, os.Remove(w.cgroup)) })
 	t.Cleanup(func() {
+		if w.vacate() {
+			kept = w.state
+			return
+		}
 		if err := cgroups.Unload(w.state, true); err != nil {
 			t.Error(err)
 		}
@@ -84,6 +101,33 @@ func must(t testing.TB, err error) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// vacate leaves the state to another world, if this one's test found nothing wrong
+// with it, and tells whether it did.
+func (w *world) vacate() bool {
+	if _, err := os.Stat(cgroups.VersionDir(w.state)); err != nil || w.t.Failed() {
+		return false
+	}
+	clear := false
+	err := cgroups.IfLoaded(w.state, func(s *cgroups.Store) error {
+		endpoints, err := s.Endpoints()
+		if err != nil {
+			return err
+		}
+		for _, e := range endpoints {
+			if err := s.ForgetEndpoint(e.Name); err != nil {
+				return err
+			}
+		}
+		left, err := s.Collect()
+		clear = len(left.Left) == 0
+		return err
+	})
+	if err != nil {
+		w.t.Error(err)
+	}
+	return clear && !w.t.Failed()
 }
 
 // inNS runs f on a thread in ns.

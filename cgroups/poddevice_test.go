@@ -379,8 +379,10 @@ func TestAddDeviceIsAllOrNothing(t *testing.T) {
 		prog := filepath.Join(cgroups.VersionDir(m.state), "slots", "0", "sg_pod_host")
 		p, err := ebpf.LoadPinnedProgram(prog, nil)
 		must(t, err)
-		other, err := ebpf.LoadPinnedProgram(filepath.Join(cgroups.VersionDir(m.state), "progs", "sg_egress"), nil)
+		pinned, err := ebpf.LoadPinnedProgram(filepath.Join(cgroups.VersionDir(m.state), "progs", "sg_egress"), nil)
 		must(t, err)
+		other, err := pinned.Clone() // the other's Pin would move it
+		must(t, errors.Join(err, pinned.Close()))
 		must(t, errors.Join(p.Unpin(), other.Pin(prog))) // of a type that no device takes
 		if err := m.addDevice("net1", "out1", netAddrs); err == nil {
 			t.Errorf("pod %s: a device without a program for its other end is added", cookie)

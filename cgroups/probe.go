@@ -50,16 +50,12 @@ func ProbeKernel() []Check {
 
 func probeVersion() Check {
 	c := Check{Name: "kernel", Required: true, Kernel: true, Cost: "nothing is enforced", Next: "boot Linux 6.1 or later"}
-	var u unix.Utsname
-	if err := unix.Uname(&u); err != nil {
+	kernel, err := bpf.RunningKernel()
+	if err != nil {
 		c.Detail = err.Error()
 		return c
 	}
-	c.Detail = unix.ByteSliceToString(u.Release[:])
-	var major, minor int
-	if _, err := fmt.Sscanf(c.Detail, "%d.%d", &major, &minor); err == nil {
-		c.OK = major > 6 || major == 6 && minor >= 1
-	}
+	c.Detail, c.OK = kernel.Release, kernel.AtLeast(6, 1)
 	return c
 }
 

@@ -19,19 +19,12 @@ int sg_msg(struct sk_msg_md *msg)
 	struct bpf_sock *sk = msg->sk;
 	struct sg_accel_counters *count;
 	struct sg_conn_key key;
-	struct sg_conn_key *link;
 	struct sg_conn *c;
 	__u32 side;
 
 	if (!sk)
 		return SK_PASS;
-	link = bpf_sk_storage_get(&links, sk, 0, 0);
-	if (!link)
-		return SK_PASS;
-	key = *link;
-	side = key.side & 1;
-	key.side = 0;
-	c = bpf_map_lookup_elem(&conns, &key);
+	c = sg_conn_of(sk, &key, &side);
 	if (!c || c->plain[side])
 		return SK_PASS;
 	if (!c->whole) {

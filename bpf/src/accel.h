@@ -89,6 +89,23 @@ struct {
 	__type(value, struct sg_conn);
 } conns SEC(".maps");
 
+/*
+ * The connection that a socket in map ends is one end of. key becomes its key
+ * in map conns, side which end the socket is.
+ */
+SG_INLINE struct sg_conn *sg_conn_of(struct bpf_sock *sk,
+				     struct sg_conn_key *key, __u32 *side)
+{
+	struct sg_conn_key *link = bpf_sk_storage_get(&links, sk, 0, 0);
+
+	if (!link)
+		return 0;
+	*key = *link;
+	*side = key->side & 1;
+	key->side = 0;
+	return bpf_map_lookup_elem(&conns, key);
+}
+
 SG_NOINLINE void sg_accel_count(__u64 cgroup_id, enum sg_accel_counter counter,
 				__u64 n)
 {

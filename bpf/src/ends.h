@@ -220,10 +220,10 @@ int sg_setsockopt(struct bpf_sockopt *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;
 	struct sg_container *self;
-	struct sg_conn_key *link;
 	struct sg_conn_key key;
 	struct sg_conn *c;
 	struct sg_sock *s;
+	__u32 side;
 
 	if (!sg_needs_tcp(ctx->level, ctx->optname))
 		goto untouched;
@@ -235,12 +235,7 @@ int sg_setsockopt(struct bpf_sockopt *ctx)
 	s = bpf_sk_storage_get(&socks, sk, 0, 0);
 	if (s)
 		s->flags |= SG_SOCK_PLAIN;
-	link = bpf_sk_storage_get(&links, sk, 0, 0);
-	if (!link)
-		goto untouched;
-	key = *link;
-	key.side = 0;
-	c = bpf_map_lookup_elem(&conns, &key);
+	c = sg_conn_of(sk, &key, &side);
 	if (c) {
 		sg_conn_leave(c, 0, SG_ACCEL_PLAIN_OPTION);
 		sg_conn_leave(c, 1, SG_ACCEL_PLAIN_OPTION);
@@ -298,7 +293,6 @@ SEC("cgroup_skb/ingress")
 int sg_hold(struct __sk_buff *skb)
 {
 	struct bpf_sock *sk = skb->sk;
-	struct sg_conn_key *link;
 	struct sg_conn_key key;
 	struct sg_conn *c;
 	__u32 side;
@@ -308,13 +302,7 @@ int sg_hold(struct __sk_buff *skb)
 	sk = bpf_sk_fullsock(sk);
 	if (!sk)
 		return SG_PROCEED;
-	link = bpf_sk_storage_get(&links, sk, 0, 0);
-	if (!link)
-		return SG_PROCEED;
-	key = *link;
-	side = key.side & 1;
-	key.side = 0;
-	c = bpf_map_lookup_elem(&conns, &key);
+	c = sg_conn_of(sk, &key, &side);
 	if (!c || !c->plain[!side] || c->read[!side])
 		return SG_PROCEED;
 	if (!sg_has_bytes(skb))

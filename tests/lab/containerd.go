@@ -721,6 +721,17 @@ func (e *Containerd) removeSandbox(ctx context.Context, id, name string) error {
 	if _, err := e.Runtime.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: id}); err != nil {
 		return fmt.Errorf("stop pod %s: %w", name, err)
 	}
+	// As a kubelet does. containerd 2.4 has them removed by RemovePodSandbox too, but then waits for ever if a plugin
+	// registers meanwhile: RemoveContainer, called from there, takes for reading what a plugin waits to have for writing.
+	ctrs, err := e.Runtime.ListContainers(ctx, &cri.ListContainersRequest{Filter: &cri.ContainerFilter{PodSandboxId: id}})
+	if err != nil {
+		return fmt.Errorf("containers of pod %s: %w", name, err)
+	}
+	for _, c := range ctrs.Containers {
+		if _, err := e.Runtime.RemoveContainer(ctx, &cri.RemoveContainerRequest{ContainerId: c.Id}); err != nil {
+			return fmt.Errorf("remove container %s of pod %s: %w", c.Metadata.Name, name, err)
+		}
+	}
 	if _, err := e.Runtime.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: id}); err != nil {
 		return fmt.Errorf("remove pod %s: %w", name, err)
 	}

@@ -93,7 +93,13 @@ async def carry(reader, writer):
     except OSError:
         writer.transport.abort()
 
+# A loop refers weakly to its tasks, and a stream to its reader: Python 3.11 may collect both while they wait.
+kept = set()
+
 async def proxy(reader, writer):
+    task = asyncio.current_task()
+    kept.add(task)
+    task.add_done_callback(kept.discard)
     r, w = await asyncio.open_connection('127.0.0.1', int(sys.argv[2]))
     await asyncio.gather(carry(reader, w), carry(r, writer))
     for x in w, writer:

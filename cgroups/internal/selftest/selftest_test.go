@@ -3,16 +3,19 @@
 package selftest
 
 import (
-	"fmt"
 	"testing"
 
-	"golang.org/x/sys/unix"
+	"sidegate/bpf"
 )
 
 func TestRun(t *testing.T) {
+	kernel, err := bpf.RunningKernel()
+	if err != nil {
+		t.Fatal(err)
+	}
 	for range 3 {
 		r, err := Run()
-		if before64(t) {
+		if !kernel.AtLeast(6, 4) {
 			if err == nil {
 				t.Error("it ran on a kernel before 6.4")
 			}
@@ -34,16 +37,4 @@ func TestRun(t *testing.T) {
 			}
 		}
 	}
-}
-
-func before64(t *testing.T) bool {
-	var u unix.Utsname
-	if err := unix.Uname(&u); err != nil {
-		t.Fatal(err)
-	}
-	var major, minor int
-	if _, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor); err != nil {
-		t.Fatal(err)
-	}
-	return major < 6 || major == 6 && minor < 4
 }
