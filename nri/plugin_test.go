@@ -56,7 +56,7 @@ func TestRolesWithoutLabels(t *testing.T) {
 			}
 			w.wantRoles("shop/"+tt.name, tt.want)
 			p.remove()
-			w.wantRoles("shop/"+tt.name, "-")
+			w.waitForgotten("shop/" + tt.name)
 		})
 	}
 }
@@ -278,7 +278,7 @@ func TestOddEvents(t *testing.T) {
 	must(t, r.StartContainer(ctx, &api.StartContainerRequest{Pod: p.api, Container: app.api}))
 	p.remove()
 	must(t, r.RemoveContainer(ctx, &api.RemoveContainerRequest{Pod: p.api, Container: app.api}))
-	w.wantRoles("shop/web", "-")
+	w.waitForgotten("shop/web")
 	if err := w.plugin.metrics.ready(); err != nil {
 		t.Errorf("the plugin is not ready any more: %v", err)
 	}

@@ -660,6 +660,17 @@ func (w *world) wantRoles(pod, want string) {
 	}
 }
 
+// waitForgotten waits until nothing is known of a pod that has ended: collectSoon does not do it at once.
+func (w *world) waitForgotten(pod string) {
+	w.t.Helper()
+	w.waitFor("the end of pod "+pod, func() error {
+		if got := w.roles(pod); got != "-" {
+			return fmt.Errorf("it has %q", got)
+		}
+		return nil
+	})
+}
+
 func wantError(t *testing.T, err error, parts ...string) {
 	t.Helper()
 	if err == nil {

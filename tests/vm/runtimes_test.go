@@ -12,17 +12,13 @@ import (
 	"sidegate/tests/vm/runtimes"
 )
 
-// TestCrun runs the tests of runtimes with crun and runc in a VM per kernel.
-func TestCrun(t *testing.T) {
+// TestRuntimes runs the tests of runtimes in a VM per kernel: with crun, with runc, and with podman on both.
+func TestRuntimes(t *testing.T) {
 	kernels := kernels(t)
-	files := slices.Concat(hostProgram(t, "crun"), hostProgram(t, "runc"))
-	testRuntimes(t, kernels, files, "-test.run=Hook")
-}
-
-// testRuntimes boots each kernel with files and the hooks, and runs the tests
-// of runtimes that args select.
-func testRuntimes(t *testing.T, kernels []vm.Kernel, files []vm.File, args ...string) {
-	t.Helper()
+	files, err := vm.PodmanFiles()
+	if err != nil {
+		t.Fatalf("%v: run 'make deps'", err)
+	}
 	dir := t.TempDir()
 	binaries, err := vm.BuildTests(t.Context(), dir, []string{"vmguest"}, "sidegate/tests/vm/runtimes")
 	if err != nil {
@@ -43,20 +39,11 @@ func testRuntimes(t *testing.T, kernels []vm.Kernel, files []vm.File, args ...st
 				Cmdline:  []string{bpfLSM},
 				Modules:  modules,
 				Files:    files,
-				Commands: []vm.Command{tests.Command(testLimit, args...)},
+				Commands: []vm.Command{tests.Command(testLimit)},
 			})
 			vm.CheckTests(t, result.Commands[0])
 		})
 	}
-}
-
-func hostProgram(t *testing.T, name string) []vm.File {
-	t.Helper()
-	files, err := vm.HostProgram(name)
-	if err != nil {
-		t.Fatalf("%v: run 'make deps'", err)
-	}
-	return files
 }
 
 // buildProgram builds a static program of this module, to be at guest.
@@ -67,14 +54,4 @@ func buildProgram(t *testing.T, dir, pkg, guest string) vm.File {
 		t.Fatal(err)
 	}
 	return vm.File{Path: guest, Host: host, Mode: 0o755}
-}
-
-// TestPodman runs the tests of runtimes with podman, on crun and on runc.
-func TestPodman(t *testing.T) {
-	kernels := kernels(t)
-	files, err := vm.PodmanFiles()
-	if err != nil {
-		t.Fatalf("%v: run 'make deps'", err)
-	}
-	testRuntimes(t, kernels, files, "-test.run=TestPodman")
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package runtimes has tests of real container runtimes that run inside a test
-// VM; TestCrun and TestPodman of the package above boot it. They are built with
+// VM; TestRuntimes of the package above boots it. They are built with
 // the tag vmguest alone, since they change the machine they run on.
 package runtimes
 
