@@ -339,42 +339,6 @@ func (s *Store) removePod(cookie uint64) error {
 	return errors.Join(append(errs, s.dropUnusedPolicies())...)
 }
 
-// keysOf returns all keys of m. They are gathered before anything is deleted:
-// a map that shrinks under its iterator starts over.
-func keysOf[K any](m *ebpf.Map) ([]K, error) {
-	var keys []K
-	var next K
-	err := m.NextKey(nil, &next)
-	for ; err == nil; err = m.NextKey(&keys[len(keys)-1], &next) {
-		keys = append(keys, next)
-	}
-	if !errors.Is(err, ebpf.ErrKeyNotExist) {
-		return nil, fmt.Errorf("list %s: %w", m, err)
-	}
-	return keys, nil
-}
-
-// deleteKeys deletes the keys that match.
-func deleteKeys[K any](m *ebpf.Map, match func(*K) bool) error {
-	keys, err := keysOf[K](m)
-	if err != nil {
-		return err
-	}
-	return deleteThose(m, keys, match)
-}
-
-func deleteThose[K any](m *ebpf.Map, keys []K, match func(*K) bool) error {
-	for i := range keys {
-		if !match(&keys[i]) {
-			continue
-		}
-		if err := m.Delete(&keys[i]); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return fmt.Errorf("delete from %s: %w", m, err)
-		}
-	}
-	return nil
-}
-
 // collectPods removes the pods that nothing is left of but process dying, and says so in n.
 func (s *Store) collectPods(dying int, n *Collected) error {
 	cookies, err := s.podCookies()

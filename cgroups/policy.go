@@ -446,32 +446,6 @@ func putAll[K, V any](m *ebpf.Map, keys []K, values []V) error {
 	return nil
 }
 
-// deleteMany does what deleteKeys does, of many keys by few system calls.
-func deleteMany[K, V any](m *ebpf.Map, match func(*K) bool) error {
-	const batch = 4096
-	keys, values := make([]K, batch), make([]V, batch)
-	var found []K
-	var cursor ebpf.MapBatchCursor
-	for done := false; !done; {
-		n, err := m.BatchLookup(&cursor, keys, values, nil)
-		if done = errors.Is(err, ebpf.ErrKeyNotExist); err != nil && !done {
-			return fmt.Errorf("list %s: %w", m, err)
-		}
-		for i := range keys[:n] {
-			if match(&keys[i]) {
-				found = append(found, keys[i])
-			}
-		}
-	}
-	if len(found) == 0 {
-		return nil
-	}
-	if _, err := m.BatchDelete(found, nil); err != nil {
-		return fmt.Errorf("delete %d entries from %s: %w", len(found), m, err)
-	}
-	return nil
-}
-
 // deleteRevision removes all of a revision that no slot points to.
 func (s *Store) deleteRevision(info *bpf.PolicyInfo) error {
 	rev := info.Revision

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"text/tabwriter"
 
@@ -101,19 +102,35 @@ func probeRuntimes() []cgroups.Check {
 		}
 		checks = append(checks, c)
 	}
-	return append(append(checks, probeHookFiles(hookDirs)), defaultPlaces().probe()...)
+	return slices.Concat(checks, probeHookFiles(hookDirs), defaultPlaces().probe())
 }
 
-// probeHookFiles looks for the hook definitions, and for the one mistake that
+// probeHookFiles looks for the hooks' definitions, and for the one mistake that
 // podman does not report: a hook whose binary is missing is skipped. None is
 // fine where there is no podman; a broken one never is.
-func probeHookFiles(dirs []string) cgroups.Check {
-	c := cgroups.Check{
+func probeHookFiles(dirs []string) []cgroups.Check {
+	enforces, stages := probeHooks(dirs)
+	if !enforces.OK {
+		return []cgroups.Check{enforces}
+	}
+	splice := cgroups.Check{
+		Name: "podman splice rule", Detail: stages["precreate"], OK: stages["precreate"] != "",
+		Cost: "connections of podman's containers are not accelerated, whatever their policy says", Next: "run `make install`",
+	}
+	if !splice.OK {
+		splice.Detail = "no hook for stage precreate in " + strings.Join(dirs, " or ")
+	}
+	return []cgroups.Check{enforces, splice}
+}
+
+// probeHooks returns the definition's file for each stage.
+func probeHooks(dirs []string) (c cgroups.Check, stages map[string]string) {
+	c = cgroups.Check{
 		Name: "podman hook",
 		Cost: "podman starts containers without Sidegate",
 		Next: "run `make install`, or set hooks_dir in containers.conf",
 	}
-	stages := map[string]string{}
+	stages = map[string]string{}
 	for _, dir := range dirs {
 		files, err := filepath.Glob(filepath.Join(dir, "*.json"))
 		if err != nil {
@@ -123,7 +140,7 @@ func probeHookFiles(dirs []string) cgroups.Check {
 			b, err := os.ReadFile(f)
 			if err != nil {
 				c.Detail = err.Error()
-				return c
+				return c, stages
 			}
 			var h struct {
 				Hook struct {
@@ -135,7 +152,7 @@ func probeHookFiles(dirs []string) cgroups.Check {
 			if err := json.Unmarshal(b, &h); err != nil {
 				c.Detail, c.Next = fmt.Sprintf("%s: %v: every container start fails", f, err), "repair or remove "+f
 				c.Required = true
-				return c
+				return c, stages
 			}
 			if filepath.Base(h.Hook.Path) != "sidegate-oci-hook" {
 				continue
@@ -143,7 +160,7 @@ func probeHookFiles(dirs []string) cgroups.Check {
 			if _, err := os.Stat(h.Hook.Path); errors.Is(err, fs.ErrNotExist) {
 				c.Detail = fmt.Sprintf("%s names %s, which does not exist: podman skips it without a word", f, h.Hook.Path)
 				c.Required = true
-				return c
+				return c, stages
 			}
 			for _, s := range h.Stages {
 				stages[s] = f
@@ -153,11 +170,11 @@ func probeHookFiles(dirs []string) cgroups.Check {
 	for _, want := range []string{"createRuntime", "poststop"} {
 		if stages[want] == "" {
 			c.Detail = fmt.Sprintf("no hook for stage %s in %s", want, strings.Join(dirs, " or "))
-			return c
+			return c, stages
 		}
 	}
 	c.OK, c.Detail = true, stages["createRuntime"]
-	return c
+	return c, stages
 }
 
 func probePolicies() cgroups.Check {

@@ -215,6 +215,7 @@ func TestProbeHookFiles(t *testing.T) {
 		word         string
 	}{
 		{"all there", map[string]string{"a.json": create, "b.json": stop, "other.json": def("/bin/other", "createRuntime"), "README": "{"}, true, false, "a.json"},
+		{"and precreate", map[string]string{"a.json": create, "b.json": stop, "c.json": def(binary, "precreate")}, true, false, "a.json"},
 		{"none", nil, false, false, "createRuntime"},
 		{"no poststop", map[string]string{"a.json": create}, false, false, "poststop"},
 		{"another's only", map[string]string{"a.json": def("/bin/other", "createRuntime")}, false, false, "createRuntime"},
@@ -225,9 +226,16 @@ func TestProbeHookFiles(t *testing.T) {
 		for name, text := range c.files {
 			must(t, os.WriteFile(filepath.Join(hooks, name), []byte(text), 0o644))
 		}
-		got := probeHookFiles([]string{filepath.Join(dir, "none"), hooks})
+		list := probeHookFiles([]string{filepath.Join(dir, "none"), hooks})
+		if (len(list) == 2) != c.ok {
+			t.Errorf("%s: %+v", c.name, list)
+		}
+		got := list[0]
 		if got.OK != c.ok || got.Required != c.required || !strings.Contains(got.Detail, c.word) || got.Next == "" {
 			t.Errorf("%s: %+v", c.name, got)
+		}
+		if _, want := c.files["c.json"]; c.ok && (list[1].OK != want || list[1].Detail == "" || list[1].Required) {
+			t.Errorf("%s: %+v", c.name, list[1])
 		}
 	}
 }

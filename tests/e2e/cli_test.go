@@ -252,7 +252,7 @@ func TestDoctor(t *testing.T) {
 	if code != 0 || stderr != "" {
 		t.Errorf("all is well: %d, %s", code, stderr)
 	}
-	for _, name := range []string{"kernel", "BPF file system", "cgroup2", "load all programs", "hook sk_lookup", "hook connect4", "runtime podman", "runtime runc", "podman hook", "policies"} {
+	for _, name := range []string{"kernel", "BPF file system", "cgroup2", "load all programs", "hook sk_lookup", "hook connect4", "runtime podman", "runtime runc", "podman hook", "podman splice rule", "policies"} {
 		if c, ok := all[name]; !ok || !c.OK || c.Detail == "" {
 			t.Errorf("check %q is %+v", name, c)
 		}
@@ -260,6 +260,12 @@ func TestDoctor(t *testing.T) {
 	stdout, _, code = doctor(t, good)
 	if code != 0 || !strings.HasPrefix(stdout, "CHECK ") || !regexp.MustCompile(`(?m)^podman hook +present`).MatchString(stdout) {
 		t.Errorf("table: %d, %s", code, stdout)
+	}
+	withoutPrecreate := map[string]string{"a.json": good["50-sidegate-createruntime.json"], "b.json": good["50-sidegate-poststop.json"]}
+	stdout, _, code = doctor(t, withoutPrecreate, "-o", "json")
+	all = checks(stdout)
+	if splice := all["podman splice rule"]; code != 0 || splice.OK || !all["podman hook"].OK || !strings.Contains(splice.Detail, "no hook for stage precreate") {
+		t.Errorf("without precreate: %d, checks are %+v and %+v", code, all["podman hook"], splice)
 	}
 	broken := map[string]string{"50-sidegate-createruntime.json": "{", "50-sidegate-poststop.json": good["50-sidegate-poststop.json"]}
 	for _, c := range []struct {
