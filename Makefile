@@ -5,6 +5,7 @@
 # make demo-docker   the same with Docker's containers
 # make test    all tests
 # make escape  every known way around a sidecar, tried with and without Sidegate
+# make transparency  whether programs can notice acceleration, here and on Debian's kernels
 # make help    the rest
 
 SHELL := /bin/sh
@@ -24,14 +25,14 @@ WITH_GO = PATH="$$(scripts/deps.sh build):$$PATH"
 BUILD = $(WITH_GO) CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 
 # By count: with a time, go test at times reports its own deadline as a failure.
-FUZZTIME ?= 3000x
+FUZZTIME ?= 1500x
 
 # What the chart asks for by default.
 IMAGE ?= localhost/sidegate:$(shell sed -n 's/^appVersion: "\(.*\)"/\1/p' contrib/kubernetes/sidegate/Chart.yaml)
 PODMAN ?= podman
 PLUGINDIR ?= build/docker-plugin
 
-.PHONY: help build demo demo-nri demo-docker escape test check bench bench-quick generate check-generated lint fuzz deps install uninstall clean image docker-plugin kubernetes
+.PHONY: help build demo demo-nri demo-docker escape test transparency check bench bench-quick generate check-generated lint fuzz deps install uninstall clean image docker-plugin kubernetes
 
 help:
 	@sed -n 's/^# make /make /p' Makefile
@@ -78,6 +79,11 @@ test: deps build lint check-generated fuzz
 	$(WITH_GO) CGO_ENABLED=0 go test -count=1 -p 1 -timeout 40m ./tests/...
 	$(WITH_GO) CGO_ENABLED=0 go build -o bin/escape ./tests/escape
 	$(WITH_GO) bin/escape -setup sidegate -json build/escape-test.json
+
+# Whether programs can notice acceleration, here and on Debian's kernels.
+transparency: deps build
+	$(WITH_GO) CGO_ENABLED=0 go test -count=1 ./tests/transparency
+	$(WITH_GO) CGO_ENABLED=0 go test -count=1 -tags transparency -run TestTransparency ./tests/vm
 
 fuzz:
 	$(WITH_GO) scripts/with-bpffs.sh scripts/fuzz.sh $(FUZZTIME)

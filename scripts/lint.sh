@@ -10,6 +10,7 @@ if [ -n "$unformatted" ]; then
 	bad=1
 fi
 go vet ./... || bad=1
+go vet -tags transparency ./tests/vm || bad=1
 go tool staticcheck ./... || bad=1
 scripts/arrows.sh || bad=1
 if command -v clang-format >/dev/null; then

@@ -302,6 +302,7 @@ func bodySum() string {
 }
 
 func TestSidecars(t *testing.T) {
+	needAcceleration(t)
 	must(t, programs())
 	url := fmt.Sprintf("http://127.0.0.1:%d", portHTTP)
 	get := func(name, path string, times int) trial {
@@ -390,6 +391,7 @@ func iperf(name string, flags ...string) trial {
 
 // TestNoLeak opens and closes thousands of connections, half of them by resets, and looks what the kernel keeps of them.
 func TestNoLeak(t *testing.T) {
+	needAcceleration(t)
 	must(t, programs())
 	// What earlier tests left open to time out stays.
 	had := map[string]int{}
@@ -436,6 +438,7 @@ func entries(name string) (n int, err error) {
 
 // TestStatus wants the command to say which of the pods was accelerated, after all that went before.
 func TestStatus(t *testing.T) {
+	needAcceleration(t)
 	for _, s := range []*scene{world.plain, world.fast} {
 		scripts[0].perform(t, s, kinds[0])
 	}

@@ -228,9 +228,9 @@ func (sc *script) judge(t *testing.T, s *scene, connections, messages uint64) {
 	connections = now["app"].Connections - connections
 	messages = now["app"].Messages + now["sidecar"].Messages - messages
 	switch {
-	case s == world.plain && (connections > 0 || messages > 0):
-		t.Errorf("plain: %d connections, %d messages are accelerated", connections, messages)
-	case s == world.plain:
+	case (s == world.plain || world.off != "") && (connections > 0 || messages > 0):
+		t.Errorf("%s: %d connections, %d messages are accelerated", s.name, connections, messages)
+	case s == world.plain || world.off != "":
 	case sc.tcp != (messages == 0):
 		t.Errorf("accelerated: %d connections, %d messages past TCP; it has to be TCP: %v", connections, messages, sc.tcp)
 	case !sc.tcp && connections == 0:

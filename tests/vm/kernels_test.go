@@ -46,6 +46,7 @@ const (
 // one of them, SIDEGATE_VM_PACKAGES names others instead, separated by spaces,
 // and SIDEGATE_VM_RUN is given to their tests as -test.run.
 func TestKernels(t *testing.T) {
+	t.Parallel()
 	kernels := kernels(t)
 	packages := packages
 	if names := strings.Fields(os.Getenv("SIDEGATE_VM_PACKAGES")); len(names) > 0 {
@@ -61,6 +62,7 @@ func TestKernels(t *testing.T) {
 // TestWithoutBPFLSM runs the tests about UNIX sockets where BPF is no security
 // module: 6.1 cannot judge them then, and has to say so.
 func TestWithoutBPFLSM(t *testing.T) {
+	t.Parallel()
 	testPackages(t, kernels(t), noBPFLSM, []string{"sidegate/bpf"}, "-test.run=Unix")
 }
 

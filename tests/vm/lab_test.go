@@ -24,6 +24,7 @@ var (
 // TestLab runs the demo in a VM per kernel: real podman, runc, HAProxy and nginx
 // on Debian's kernels, with all of their protocols.
 func TestLab(t *testing.T) {
+	t.Parallel()
 	kernels := kernels(t)
 	dir := t.TempDir()
 	const bin = "/usr/libexec/sidegate/"

@@ -14,6 +14,7 @@ import (
 
 // TestRuntimes runs the tests of runtimes in a VM per kernel: with crun, with runc, and with podman on both.
 func TestRuntimes(t *testing.T) {
+	t.Parallel()
 	kernels := kernels(t)
 	files, err := vm.PodmanFiles()
 	if err != nil {
