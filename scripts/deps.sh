@@ -79,7 +79,7 @@ generate() { packages clang-19 llvm-19 libbpf-dev linux-libc-dev clang-format; }
 
 runtimes() {
 	packages podman runc crun conmon netavark aardvark-dns catatonit \
-		haproxy nginx-light libnginx-mod-stream wrk iperf3 openssl python3-minimal libpython3-stdlib busybox-static iproute2 iptables nftables \
+		haproxy nginx-light libnginx-mod-stream wrk iperf3 tcpdump openssl python3-minimal libpython3-stdlib busybox-static iproute2 iptables nftables \
 		containernetworking-plugins libseccomp-dev pkg-config docker.io containerd \
 		qemu-system-x86 kmod xz-utils gcc libc6-dev procps systemd
 }

@@ -185,24 +185,26 @@ type scene struct {
 	inApp, inCar *worker
 }
 
+// containerFlags give containers the machine's programs: real ones, and no image of them to build. A VM has not what they need.
+func containerFlags() []string {
+	flags := []string{"--volume", world.shared + ":" + shared, "--volume", world.shared + "/group:/etc/group:ro"}
+	if _, err := os.Stat("/usr/lib64"); err != nil {
+		return flags
+	}
+	return append(flags, "--volume", "/usr:/usr:ro", "--volume", "/usr/lib:/lib:ro", "--volume", "/usr/lib64:/lib64:ro")
+}
+
 func newScene(ctx context.Context, hooks, policy string) (*scene, error) {
 	s := &scene{name: policy}
 	var err error
 	if s.pod, err = world.NewPod(ctx, lab.PodOptions{HooksDir: hooks}); err != nil {
 		return nil, err
 	}
-	flags := []string{"--volume", world.shared + ":" + shared, "--volume", world.shared + "/group:/etc/group:ro"}
-	// The machine's programs: real ones, and no image of them to build. A VM has not what they need.
-	for dir, in := range map[string]string{"/usr": "/usr", "/usr/lib": "/lib", "/usr/lib64": "/lib64"} {
-		if _, err := os.Stat("/usr/lib64"); err == nil {
-			flags = append(flags, "--volume", dir+":"+in+":ro")
-		}
-	}
 	run := func(role string) (*lab.Container, *worker, error) {
 		c, err := s.pod.Run(ctx, role, lab.AppImage, lab.ContainerOptions{
 			Annotations: map[string]string{"sidegate/role": role, "sidegate/policy": policy},
 			Args:        []string{"/bin/sleep", "1000"},
-			Flags:       flags,
+			Flags:       containerFlags(),
 		})
 		if err != nil {
 			return nil, nil, err
