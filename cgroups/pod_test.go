@@ -109,7 +109,7 @@ func (w *world) vacate() bool {
 	if _, err := os.Stat(cgroups.VersionDir(w.state)); err != nil || w.t.Failed() {
 		return false
 	}
-	clear := false
+	empty := false
 	err := cgroups.IfLoaded(w.state, func(s *cgroups.Store) error {
 		endpoints, err := s.Endpoints()
 		if err != nil {
@@ -121,13 +121,13 @@ func (w *world) vacate() bool {
 			}
 		}
 		left, err := s.Collect()
-		clear = len(left.Left) == 0
+		empty = len(left.Left) == 0
 		return err
 	})
 	if err != nil {
 		w.t.Error(err)
 	}
-	return clear && !w.t.Failed()
+	return empty && !w.t.Failed()
 }
 
 // inNS runs f on a thread in ns.
