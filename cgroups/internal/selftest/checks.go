@@ -81,14 +81,13 @@ func (s *socket) receive(most, flags int) string {
 
 // readAll reads until it has n bytes, or no more come.
 func (s *socket) readAll(n int) ([]byte, error) {
-	got := make([]byte, 0, n)
-	buf := make([]byte, n)
-	for len(got) < n {
-		k, err := unix.Read(s.fd, buf[:n-len(got)])
+	got := make([]byte, n)
+	for have := 0; have < n; {
+		k, err := unix.Read(s.fd, got[have:])
 		if err != nil || k == 0 {
-			return got, err
+			return got[:have], err
 		}
-		got = append(got, buf[:k]...)
+		have += k
 	}
 	return got, nil
 }
@@ -104,7 +103,7 @@ const readable = unix.POLLIN | unix.POLLRDHUP
 
 func echo(a, b *socket) string {
 	var told []string
-	for _, size := range []int{1, 1000, 4096, 65537, 1 << 20} {
+	for _, size := range []int{1, 1000, 4096, 65537, 1 << 18} {
 		sent := make([]byte, size)
 		for i := range sent {
 			sent[i] = byte(i*7 + i>>8)
