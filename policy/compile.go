@@ -55,6 +55,7 @@ func (p *PodPolicy) compile() (*Compiled, []problem) {
 	k.roles("spec.roles", p.Spec.Roles)
 	c := &Compiled{Name: p.Metadata.Name, Mode: p.Spec.Mode, NonTCP: p.Spec.NonTCP, Init: p.Spec.Init, AdminCapabilities: p.Spec.AdminCapabilities, Accelerate: p.Spec.Accelerate}
 	k.redirect(c, p.Spec.Redirect)
+	k.tlsSection(c, &p.Spec)
 	k.reserved(c, p.Spec.SidecarPorts)
 	k.rules(c, p)
 	if int(p.Spec.Mode) >= len(modeWords()) {
@@ -165,7 +166,7 @@ func (k *checker) reserved(c *Compiled, ranges []PortRange) {
 	if len(ranges) > MaxSidecarPorts {
 		k.add("spec.sidecarPorts", "%d entries: write at most %d, ranges such as 15000-15010 count once", len(ranges), MaxSidecarPorts)
 	}
-	all := make([]PortRange, 0, len(ranges)+3)
+	all := make([]PortRange, 0, len(ranges)+4)
 	for i, r := range ranges {
 		k.rangeOf(indexPath("spec.sidecarPorts", i), r)
 		all = append(all, r)
@@ -173,6 +174,9 @@ func (k *checker) reserved(c *Compiled, ranges []PortRange) {
 	all = append(all, PortRange{c.Outbound, c.Outbound}, PortRange{c.Inbound, c.Inbound})
 	if c.DNS != 0 {
 		all = append(all, PortRange{c.DNS, c.DNS})
+	}
+	if c.TLSPort != 0 {
+		all = append(all, PortRange{c.TLSPort, c.TLSPort})
 	}
 	c.Reserved = mergeRanges(all)
 }

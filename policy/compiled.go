@@ -38,6 +38,12 @@ type Compiled struct {
 	DNS      uint16 // 0: off
 	// Getsockname is what the sidecar's redirected connections are told.
 	Getsockname SockName
+	// TLS, TLSPort and TLSRules are for Sidegate's TLS relay; they are zero where it is off. TLSPort is among Reserved, and
+	// not even the sidecar may bind it: what is bound there gets the app's connections and is taken for the relay.
+	// TLSRules is what [ParseTLS] reads, of at most MaxTLSSize bytes.
+	TLS      TLSMode `json:",omitempty"`
+	TLSPort  uint16  `json:",omitempty"`
+	TLSRules []byte  `json:",omitempty"`
 	// Reserved are the ports that only the sidecar may bind: sorted, neither overlapping nor adjacent.
 	Reserved []PortRange
 	NonTCP   Action

@@ -28,6 +28,7 @@ type Tables interface {
 type Settings struct {
 	Mode                   Mode
 	Outbound, Inbound, DNS uint16
+	TLS                    uint16 // the relay's port, or 0
 	NonTCP                 Action
 	AdminCapabilities      Action
 	Init                   InitMode
@@ -91,11 +92,12 @@ const (
 	RouteDNS            // to the sidecar's DNS port
 	RouteLocal          // inside the pod
 	RouteSteered        // to the sidecar's inbound port
+	RouteRelayed        // to the TLS relay, and by it to the sidecar's outbound port
 )
 
 // String names the route.
 func (r Route) String() string {
-	return word([]string{"none", "direct", "redirect", "dns", "local", "steered"}, uint8(r))
+	return word([]string{"none", "direct", "redirect", "dns", "local", "steered", "relayed"}, uint8(r))
 }
 
 // MarshalText writes what String gives.
@@ -286,6 +288,8 @@ func (d decider) outbound(from Endpoint) Decision {
 		return out
 	}
 	switch {
+	case d.q.Proto == protoTCP && d.TLS != 0:
+		out.Route = RouteRelayed
 	case d.q.Proto == protoTCP:
 		out.Route = RouteRedirect
 	case d.q.Proto == protoUDP && d.q.Port == 53 && d.DNS != 0:
@@ -304,7 +308,7 @@ func (d decider) inbound(to Endpoint) Decision {
 	peers := d.outsiders(d.q.From.addr)
 	rule, excluded := d.permits([]uint32{SubjectPod}, Ingress, peers)
 	if d.q.Proto == protoTCP {
-		if d.q.Port == d.Outbound || d.DNS != 0 && d.q.Port == d.DNS {
+		if d.q.Port == d.Outbound || d.DNS != 0 && d.q.Port == d.DNS || d.TLS != 0 && d.q.Port == d.TLS {
 			out.Reason = ReasonPort
 			return out
 		}

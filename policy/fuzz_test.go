@@ -93,6 +93,7 @@ func FuzzParseRequest(f *testing.F) {
 	f.Add("sidegate/role", "app", "sidegate/wait", "30s")
 	f.Add("sidegate/policy", "web", "sidegate/pod", "shop")
 	f.Add("sidegate/rule", "", "app", "web")
+	f.Add("sidegate/ktls", "mount", "sidegate/role", "sidecar")
 	f.Add("sidegate/wait", "-1h", "sidegate/role", "none")
 	f.Fuzz(func(t *testing.T, k1, v1, k2, v2 string) {
 		in := map[string]string{k1: v1, k2: v2}
@@ -119,6 +120,9 @@ func FuzzParseRequest(f *testing.F) {
 		}
 		if _, has := in[KeyWait]; has {
 			out[KeyWait] = r.Wait.String()
+		}
+		if r.KTLS != KTLSUnset {
+			out[KeyKTLS] = r.KTLS.String()
 		}
 		if again, err := ParseRequest(out); err != nil || again != r {
 			t.Errorf("%q: %+v, again %+v, %v", in, r, again, err)

@@ -131,6 +131,7 @@ func roundTrip(t *testing.T, p *PodPolicy) *Compiled {
 	if err != nil {
 		t.Fatalf("what parses does not compile: %v", err)
 	}
+	checkTLS(t, p, want)
 	text, err := p.MarshalYAML()
 	if err != nil {
 		t.Fatal(err)
@@ -227,6 +228,9 @@ func dump(t *testing.T, p *PodPolicy, c *Compiled) string {
 	fmt.Fprintf(&b, "%s: mode %s, outbound %d, inbound %d, dns %d, getsockname %s, nonTCP %s, init %s\n",
 		c.Name, c.Mode, c.Outbound, c.Inbound, c.DNS, c.Getsockname, c.NonTCP, c.Init)
 	fmt.Fprintf(&b, "  reserved %v\n", c.Reserved)
+	if c.TLS != TLSOff {
+		fmt.Fprintf(&b, "  tls %s, port %d, %s\n", c.TLS, c.TLSPort, c.TLSRules)
+	}
 	for _, s := range c.Subjects {
 		fmt.Fprintf(&b, "  subject %s: %s\n", number(s.ID), flagWords(s.Flags))
 		for _, u := range s.Unix {

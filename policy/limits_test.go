@@ -86,7 +86,69 @@ func executable(n int) string {
 	return inline("processes: [$]", 1, func(int) string { return "/" + strings.Repeat("x", n-1) })
 }
 
+// tls writes rules of http, $ being n items.
+func tls(words string, n int, item func(i int) string) string {
+	items := make([]string, n)
+	for i := range items {
+		items[i] = item(i)
+	}
+	return header + "  tls:\n    mode: inspect\n    http:\n      default: deny\n      rules:\n" + strings.ReplaceAll(words, "$", strings.Join(items, ", ")) + "\n"
+}
+
+func tlsRule(field string, item func(i int) string) func(n int) string {
+	return func(n int) string {
+		return tls("      - {name: a, action: allow, "+field+": [$]}", n, item)
+	}
+}
+
+func manyTLSRules(n int) string {
+	return header + "  tls:\n    mode: inspect\n    sni:\n      default: deny\n      rules:\n      - {name: a, action: allow, hosts: [a]}\n" +
+		"    http:\n      default: deny\n      rules:\n" + lines(n-1, func(i int) string {
+		return fmt.Sprintf("      - {name: r%d, action: allow, path: {regex: \"/a%d/([a-z]{30}/){16}([^/]*/)+.*(x|y|z){90}\"}}", i, i)
+	})
+}
+
+func manySNIRules(n int) string {
+	return header + "  tls:\n    mode: inspect\n    http: {default: deny}\n    sni:\n      default: deny\n      rules:\n" + lines(n, func(i int) string {
+		return fmt.Sprintf("      - {name: r%d, action: allow, hosts: [a%d]}", i, i)
+	})
+}
+
+func manySNI(n int) string {
+	return header + "  tls: {mode: inspect, sni: {default: deny, rules: [{name: a, action: allow, hosts: [" +
+		strings.TrimSuffix(lines(n, func(i int) string { return fmt.Sprintf("a%d,", i) }), ",\n") + "]}]}}\n"
+}
+
+func manyHeaders(n int) string {
+	return header + "  tls: {mode: inspect, headers: [" + strings.TrimSuffix(lines(n, func(i int) string { return fmt.Sprintf("a%d,", i) }), ",\n") + "]}\n"
+}
+
+// tlsSize takes n bytes in the kernel.
+func tlsSize(n int) string {
+	text := func(last int) string {
+		return header + "  tls:\n    mode: inspect\n    http:\n      default: deny\n      rules:\n" + lines(64, func(i int) string {
+			size := 900
+			if i == 63 {
+				size = last
+			}
+			return fmt.Sprintf("      - {name: r%d, action: allow, path: {prefix: /%s}}", i, strings.Repeat("x", size))
+		})
+	}
+	ps, err := Parse("size", []byte(text(1)))
+	if err != nil {
+		panic(err)
+	}
+	c, err := ps[0].Compile()
+	if err != nil {
+		panic(err)
+	}
+	return text(1 + n - len(c.TLSRules))
+}
+
 func TestLimits(t *testing.T) {
+	numbered := func(format string) func(i int) string {
+		return func(i int) string { return fmt.Sprintf(format, i) }
+	}
 	for _, tc := range []struct {
 		name string
 		text func(n int) string
@@ -103,6 +165,16 @@ func TestLimits(t *testing.T) {
 		{"entries", manyEntries, MaxEntries, "big:1007:7: spec.rules[0].egress[999]: the policy has more than 250000 entries from here on: merge ports into ranges, or networks into larger ones"},
 		{"pattern", pattern, maxUnixPath, "big:7:27: spec.rules[0].unix.allow[0].path: the pattern has 108 bytes: write at most 107, which is also the longest name of a socket"},
 		{"executable", executable, maxExecutable, "big:7:17: spec.rules[0].processes[0]: the path has 4096 bytes: a path has at most 4095"},
+		{"tls rules", manyTLSRules, MaxTLSRules, "big:269:9: spec.tls.http.rules[255]: spec.tls has 257 rules: write at most 256, each with several hosts"},
+		{"sni rules", manySNIRules, MaxTLSRules, "big:267:9: spec.tls.sni.rules[256]: spec.tls has 257 rules: write at most 256, each with several hosts"},
+		{"sni names", manySNI, MaxTLSHosts, "big:5:85: spec.tls.sni.rules[0].hosts: 257 names: write at most 256"},
+		{"tls hosts", tlsRule("hosts", numbered("a%d")), MaxTLSHosts, "big:10:41: spec.tls.http.rules[0].hosts: 257 hosts: write at most 256"},
+		{"tls sni", tlsRule("sni", numbered("a%d")), MaxTLSHosts, "big:10:39: spec.tls.http.rules[0].sni: 257 names: write at most 256"},
+		{"tls methods", tlsRule("methods", numbered("A%d")), MaxTLSWords, "big:10:43: spec.tls.http.rules[0].methods: 17 methods: write at most 16"},
+		{"tls rule headers", tlsRule("headers", numbered("a%d")), MaxTLSWords, "big:10:43: spec.tls.http.rules[0].headers: 17 headers: write at most 16"},
+		{"tls upgrades", tlsRule("upgrades", numbered("a%d")), MaxTLSWords, "big:10:44: spec.tls.http.rules[0].upgrades: 17 upgrades: write at most 16"},
+		{"tls headers", manyHeaders, MaxHeaders, "big:5:33: spec.tls.headers: 33 headers: write at most 32"},
+		{"tls size", tlsSize, MaxTLSSize, "big:6:5: spec.tls: takes 65537 bytes in the kernel: write at most 65536, with fewer rules or shorter ones, such as *.example for many names"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			if _, err := Parse("big", []byte(tc.text(tc.most+1))); err == nil || err.Error() != tc.want {
@@ -119,6 +191,7 @@ func TestLimits(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			checkTLS(t, ps[0], c)
 			t.Logf("%d bytes parsed in %s, compiled in %s: %d prefixes, %d entries",
 				len(text), parsed.Sub(start), time.Since(parsed), len(c.Prefixes), len(c.Entries))
 		})

@@ -10,7 +10,8 @@ import (
 	"strings"
 )
 
-// MarshalYAML writes the policy as a document that Parse reads back, with the defaults written out.
+// MarshalYAML writes the policy as a document that Parse reads back, with the defaults written out, but for those of
+// spec.tls: some depend on what else is there.
 // The policy must be one that compiles; goccy/go-yaml uses it too.
 func (p *PodPolicy) MarshalYAML() ([]byte, error) {
 	if _, err := p.Compile(); err != nil {
@@ -52,6 +53,7 @@ func (p *PodPolicy) MarshalYAML() ([]byte, error) {
 	w.line(1, "adminCapabilities: "+p.Spec.AdminCapabilities.String())
 	w.line(1, "accelerate: "+strconv.Quote(p.Spec.Accelerate.String())) // not a boolean to anybody
 	w.line(1, "mode: "+p.Spec.Mode.String())
+	w.tls(p.Spec.TLS)
 	if len(p.Spec.Rules) > 0 {
 		w.line(1, "rules:")
 	}
@@ -221,4 +223,78 @@ func (w *writer) unix(u *Unix) {
 		}
 		w.peers(4, "to", a.To)
 	}
+}
+
+func (w *writer) tls(t *TLS) {
+	if t == nil {
+		return
+	}
+	w.line(1, "tls:")
+	w.line(2, "mode: "+strconv.Quote(t.Mode.String())) // not a boolean to anybody
+	if t.Port != 0 {
+		w.line(2, "port: "+strconv.Itoa(int(t.Port)))
+	}
+	if t.Require != RequireUnset {
+		w.line(2, "require: "+t.Require.String())
+	}
+	w.verdict(2, "plaintext", t.Plaintext)
+	w.verdict(2, "other", t.Other)
+	w.verdict(2, "fronting", t.Fronting)
+	if s := t.SNI; s != nil {
+		w.line(2, "sni:")
+		w.verdict(3, "default", s.Default)
+		w.verdict(3, "absent", s.Absent)
+		w.open(3, "rules", len(s.Rules) > 0, len(s.Rules))
+		for _, r := range s.Rules {
+			w.line(3, "- name: "+strconv.Quote(r.Name))
+			w.verdict(4, "action", r.Action)
+			w.texts(4, "hosts", r.Hosts)
+		}
+	}
+	if h := t.HTTP; h != nil {
+		w.line(2, "http:")
+		w.verdict(3, "default", h.Default)
+		w.open(3, "rules", len(h.Rules) > 0, len(h.Rules))
+		for i := range h.Rules {
+			w.httpRule(&h.Rules[i])
+		}
+	}
+	w.texts(2, "headers", t.Headers)
+}
+
+func (w *writer) httpRule(r *HTTPRule) {
+	w.line(3, "- name: "+strconv.Quote(r.Name))
+	w.verdict(4, "action", r.Action)
+	w.texts(4, "hosts", r.Hosts)
+	w.texts(4, "methods", r.Methods)
+	switch p := r.Path; {
+	case p.Exact != "":
+		w.line(4, "path: {exact: "+strconv.Quote(p.Exact)+"}")
+	case p.Prefix != "":
+		w.line(4, "path: {prefix: "+strconv.Quote(p.Prefix)+"}")
+	case p.Regex != "":
+		w.line(4, "path: {regex: "+strconv.Quote(p.Regex)+"}")
+	}
+	w.texts(4, "headers", r.Headers)
+	w.texts(4, "sni", r.SNI)
+	w.texts(4, "upgrades", r.Upgrades)
+}
+
+// verdict writes one that is not left to the default.
+func (w *writer) verdict(depth int, name string, v Verdict) {
+	if v != VerdictUnset {
+		w.line(depth, name+": "+v.String())
+	}
+}
+
+// texts writes a list that is not empty.
+func (w *writer) texts(depth int, name string, words []string) {
+	if len(words) == 0 {
+		return
+	}
+	quoted := make([]string, len(words))
+	for i, s := range words {
+		quoted[i] = strconv.Quote(s)
+	}
+	w.line(depth, name+": ["+strings.Join(quoted, ", ")+"]")
 }

@@ -3,6 +3,7 @@
 package policy
 
 import (
+	"cmp"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -249,6 +250,9 @@ func (n naive) leaves(from *Endpoint) expected {
 	}
 	if n.q.Proto == 6 {
 		out.route = RouteRedirect
+		if t := n.Spec.TLS; t != nil && t.Mode != TLSOff {
+			out.route = RouteRelayed
+		}
 		return out
 	}
 	if n.q.Proto == 17 && n.q.Port == 53 && n.Spec.Redirect.DNS > 0 {
@@ -265,7 +269,8 @@ func (n naive) arrives(to *Endpoint, dead bool) expected {
 	excluded := n.exclusions("ingress", n.Spec.Exclude.Ingress, n.q.From.addr)
 	rd := n.Spec.Redirect
 	if n.q.Proto == 6 {
-		if n.q.Port == rd.Outbound || rd.DNS != 0 && n.q.Port == rd.DNS {
+		relay := n.Spec.TLS != nil && n.Spec.TLS.Mode != TLSOff && n.q.Port == cmp.Or(n.Spec.TLS.Port, 15043)
+		if n.q.Port == rd.Outbound || rd.DNS != 0 && n.q.Port == rd.DNS || relay {
 			return expected{reason: ReasonPort}
 		}
 		sidecars := len(n.Spec.SidecarPorts) > 0 && within(n.Spec.SidecarPorts, n.q.Port)

@@ -338,7 +338,7 @@ func (d *decoder) document(body ast.Node) *PodPolicy {
 // causes are paths of values that could not be read, and those of the mappings that have them for a field.
 type causes struct {
 	values, owners map[string]bool
-	redirect       bool // one of the redirection's ports, which are compared with each other
+	redirect       bool // one of the redirection's ports, which are compared with each other and with that of spec.tls
 }
 
 const redirectPath = "spec.redirect"
@@ -358,7 +358,7 @@ func newCauses(errs []*Error) causes {
 // explain says whether a fault at path may come from one of these: from the same value, from one around it, or from a
 // field of it, which then seems to be missing.
 func (c causes) explain(path string) bool {
-	if c.owners[path] || c.redirect && strings.HasPrefix(path, redirectPath) {
+	if c.owners[path] || c.redirect && (strings.HasPrefix(path, redirectPath) || path == tlsPath+".port") {
 		return true
 	}
 	for {
@@ -407,7 +407,7 @@ func (d *decoder) spec(top fields, out *Spec) {
 	if n == nil {
 		return
 	}
-	f, ok := d.object("spec", n, "mode", "podSelector", "roles", "redirect", "sidecarPorts", "exclude", "nonTCP", "init", "adminCapabilities", "accelerate", "rules")
+	f, ok := d.object("spec", n, "mode", "podSelector", "roles", "redirect", "sidecarPorts", "exclude", "nonTCP", "init", "adminCapabilities", "accelerate", "tls", "rules")
 	if !ok {
 		return
 	}
@@ -432,6 +432,9 @@ func (d *decoder) spec(top fields, out *Spec) {
 	out.AdminCapabilities = Action(d.oneOf("spec.adminCapabilities", f["adminCapabilities"], actionWords()))
 	out.Accelerate = d.acceleration("spec.accelerate", f["accelerate"])
 	out.Mode = Mode(d.oneOf("spec.mode", f["mode"], modeWords()))
+	if n := f["tls"]; n != nil {
+		out.TLS = d.tls(tlsPath, n)
+	}
 	d.list("spec.rules", f["rules"], func(path string, n ast.Node) {
 		out.Rules = append(out.Rules, d.subjectRules(path, n))
 	})

@@ -12,11 +12,17 @@ import (
 )
 
 // A pod's labels and annotations hold for all of its containers. These prefixes, followed by a container's name, are
-// those of what one container is told: sidegate/role.NAME and sidegate/wait.NAME.
+// those of what one container is told: sidegate/role.NAME, sidegate/wait.NAME and sidegate/ktls.NAME.
 const (
 	KeyRoleOf = KeyRole + "."
 	KeyWaitOf = KeyWait + "."
+	KeyKTLSOf = KeyKTLS + "."
 )
+
+// IsKeyOfContainer tells whether a key is a pod's, about one of its containers by name.
+func IsKeyOfContainer(key string) bool {
+	return strings.HasPrefix(key, KeyRoleOf) || strings.HasPrefix(key, KeyWaitOf) || strings.HasPrefix(key, KeyKTLSOf)
+}
 
 // mark is what an injector leaves on a pod that it gave a sidecar. An empty value stands for any.
 type mark struct{ key, value string }
@@ -51,9 +57,10 @@ func DefaultInitNames() []string {
 type PodRequest struct {
 	// Request is of the pod as a whole. Its role is that of the containers which nothing else gives one.
 	Request
-	// Roles and Waits are those of containers by name.
-	Roles map[string]Role
-	Waits map[string]time.Duration
+	// Roles, Waits and KTLSOf are those of containers by name.
+	Roles  map[string]Role
+	Waits  map[string]time.Duration
+	KTLSOf map[string]KTLS
 	// Mesh is the key by which a mesh's injector marked the pod; empty if none did.
 	Mesh string
 	// Labels are the pod's, for [Choose].
@@ -85,6 +92,8 @@ func ParsePod(labels, annotations map[string]string) (PodRequest, error) {
 			err = r.setRole(name, value)
 		} else if name, ok := strings.CutPrefix(key, KeyWaitOf); ok {
 			err = r.setWait(name, value)
+		} else if name, ok := strings.CutPrefix(key, KeyKTLSOf); ok {
+			err = r.setKTLS(name, value)
 		} else {
 			pod[key] = value
 			continue
@@ -127,6 +136,18 @@ func (r *PodRequest) setWait(name, value string) error {
 		r.Waits = make(map[string]time.Duration)
 	}
 	r.Waits[name] = one.Wait
+	return err
+}
+
+func (r *PodRequest) setKTLS(name, value string) error {
+	if msg := nameProblem(name, "the name of a container"); msg != "" {
+		return errors.New(msg)
+	}
+	way, err := parseKTLS(value)
+	if r.KTLSOf == nil {
+		r.KTLSOf = make(map[string]KTLS)
+	}
+	r.KTLSOf[name] = way
 	return err
 }
 
@@ -194,6 +215,18 @@ func (r *PodRequest) WaitIn(name string, role Role) time.Duration {
 		return own
 	}
 	return r.Wait
+}
+
+// KTLSIn returns whether the container of this name gets the configuration for kTLS: what is said of it, or else of its
+// pod. Only apps and init containers do: the connections of others go through no TLS relay.
+func (r *PodRequest) KTLSIn(name string, role Role) KTLS {
+	if role != RoleApp && role != RoleInit {
+		return KTLSUnset
+	}
+	if own := r.KTLSOf[name]; own != KTLSUnset {
+		return own
+	}
+	return r.KTLS
 }
 
 // NamesSidecar tells whether a container of this name makes its pod a mesh's although nothing else says so.

@@ -99,6 +99,8 @@ type Spec struct {
 	// (auto, the default), never (off), wherever nothing breaks (on), or as on, and between sidecars of two pods on the
 	// node too (node). It holds for connections that begin from then on.
 	Accelerate Acceleration `yaml:"accelerate,omitempty" json:"accelerate,omitempty"`
+	// TLS says how apps' connections are judged by what they say inside TLS. They are not if it is not there.
+	TLS *TLS `yaml:"tls,omitempty" json:"tls,omitempty"`
 	// Rules say what each role, or container, may reach and be reached by, at all.
 	Rules []SubjectRules `yaml:"rules,omitempty" json:"rules,omitempty"`
 }

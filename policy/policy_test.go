@@ -139,11 +139,13 @@ func TestParseRequest(t *testing.T) {
 		{in: "app=web io.kubernetes.pod=x sidegate=x Sidegate/role=x sidegate.io/role=x", want: Request{}},
 		{in: "sidegate/role=app", want: Request{Role: RoleApp, Managed: true}},
 		{in: "sidegate/policy=web-1", want: Request{Policy: "web-1", Managed: true}},
-		{in: "sidegate/role=init sidegate/policy=p sidegate/pod=Shop_1.x sidegate/wait=1m30s", want: Request{RoleInit, "p", "Shop_1.x", 90 * time.Second, true}},
+		{in: "sidegate/role=init sidegate/policy=p sidegate/pod=Shop_1.x sidegate/wait=1m30s sidegate/ktls=mount", want: Request{RoleInit, "p", "Shop_1.x", 90 * time.Second, KTLSMount, true}},
 		{in: "sidegate/wait=0", want: Request{Managed: true}},
+		{in: "sidegate/ktls=off sidegate/role=sidecar", want: Request{Role: RoleSidecar, KTLS: KTLSOff, Managed: true}},
+		{in: "sidegate/ktls=mount", want: Request{KTLS: KTLSMount, Managed: true}},
 		{in: "sidegate/wait=10m", want: Request{Wait: MaxWait, Managed: true}},
 
-		{in: "sidegate/rule=app", errs: []string{`"sidegate/rule" is not known: did you mean sidegate/role? The keys are sidegate/role, sidegate/policy, sidegate/pod or sidegate/wait`}},
+		{in: "sidegate/rule=app", errs: []string{`"sidegate/rule" is not known: did you mean sidegate/role? The keys are sidegate/role, sidegate/policy, sidegate/pod, sidegate/wait or sidegate/ktls`}},
 		{in: "sidegate/Policy=x", errs: []string{"did you mean sidegate/policy?"}},
 		{in: "sidegate/=x", errs: []string{`"sidegate/" is not known: did you mean sidegate/pod?`}},
 		{in: "sidegate/role=", errs: []string{`sidegate/role: "" is not a role: write app, sidecar, init or none`}},
@@ -160,6 +162,10 @@ func TestParseRequest(t *testing.T) {
 		{in: "sidegate/wait=10m1ns", errs: []string{`sidegate/wait: 10m1ns is too long: write at most 10m`}},
 		{in: "sidegate/role=sidecar sidegate/wait=5s", errs: []string{`sidegate/wait: 5s has no meaning with sidegate/role=sidecar`}},
 		{in: "sidegate/role=none sidegate/wait=5s", errs: []string{`sidegate/wait: 5s has no meaning with sidegate/role=none`}},
+		{in: "sidegate/ktls=on", errs: []string{`sidegate/ktls: "on" is no way to opt in to kTLS: write mount for the configuration that Sidegate has, or off`}},
+		{in: "sidegate/ktls=", errs: []string{`sidegate/ktls: "" is no way`}},
+		{in: "sidegate/role=sidecar sidegate/ktls=mount", errs: []string{`sidegate/ktls: mount has no meaning with sidegate/role=sidecar`}},
+		{in: "sidegate/role=none sidegate/ktls=mount", errs: []string{`sidegate/ktls: mount has no meaning with sidegate/role=none`}},
 		{in: "sidegate/role=x sidegate/policy=_ sidegate/wait=x sidegate/zzz=1", errs: []string{"sidegate/role:", "sidegate/policy:", "sidegate/wait:", `"sidegate/zzz"`}},
 		{in: "sidegate/" + strings.Repeat("x", 10000) + "=1", errs: []string{"did you mean"}},
 	} {
@@ -185,6 +191,39 @@ func TestParseRequest(t *testing.T) {
 		}
 		if len(fmt.Sprint(err)) > 1000 {
 			t.Errorf("the error has %d bytes", len(err.Error()))
+		}
+	}
+}
+
+// What a pod says holds for its apps and init containers, what it says of one of them comes first.
+func TestKTLSIn(t *testing.T) {
+	r, err := ParsePod(map[string]string{"sidegate/ktls": "mount"}, map[string]string{"sidegate/ktls.go": "off", "sidegate/ktls.proxy": "mount"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		name string
+		role Role
+		want KTLS
+	}{
+		{"web", RoleApp, KTLSMount}, {"migrate", RoleInit, KTLSMount}, {"go", RoleApp, KTLSOff}, {"proxy", RoleSidecar, KTLSUnset}, {"x", RoleNone, KTLSUnset},
+	} {
+		if got := r.KTLSIn(tc.name, tc.role); got != tc.want {
+			t.Errorf("%s, %s: %q, want %q", tc.name, tc.role, got, tc.want)
+		}
+	}
+	r, err = ParsePod(nil, map[string]string{"sidegate/ktls.web": "mount"})
+	if err != nil || !r.Managed || !r.Wants() || r.KTLSIn("web", RoleApp) != KTLSMount || r.KTLSIn("db", RoleApp) != KTLSUnset {
+		t.Errorf("%+v, %v", r, err)
+	}
+	for key, value := range map[string]string{"sidegate/ktls.web": "yes", "sidegate/ktls.": "off"} {
+		if _, err := ParsePod(nil, map[string]string{key: value}); err == nil || !strings.Contains(err.Error(), key) {
+			t.Errorf("%s=%s: %v", key, value, err)
+		}
+	}
+	for key, want := range map[string]bool{"sidegate/ktls.web": true, "sidegate/role.web": true, "sidegate/wait.web": true, "sidegate/ktls": false, "x": false} {
+		if IsKeyOfContainer(key) != want {
+			t.Errorf("%s: %v", key, !want)
 		}
 	}
 }
@@ -292,6 +331,13 @@ func TestCompileLiterals(t *testing.T) {
 		},
 		`allow[0].abstract: "\x00" has bytes that are no text`: func(p *PodPolicy) {
 			p.Spec.Rules = []SubjectRules{{Role: RoleApp, Unix: &Unix{Allow: []UnixAllow{{Abstract: "@\x00"}}}}}
+		},
+		"spec.tls.mode: invalid(9) does not exist: use off, inspect or deferred": func(p *PodPolicy) { p.Spec.TLS = &TLS{Mode: 9} },
+		"spec.tls.require: invalid(9) does not exist: use ktls or none":          func(p *PodPolicy) { p.Spec.TLS = &TLS{Require: 9} },
+		"spec.tls.other: invalid(9) does not exist: use allow or deny":           func(p *PodPolicy) { p.Spec.TLS = &TLS{Other: 9} },
+		"spec.tls.http.default: invalid(9) does not exist: use allow or deny":    func(p *PodPolicy) { p.Spec.TLS = &TLS{HTTP: &HTTP{Default: 9}} },
+		`http.rules[0].path.prefix: no request is allowed whose path is no UTF-8: "/\xff"`: func(p *PodPolicy) {
+			p.Spec.TLS = &TLS{HTTP: &HTTP{Default: VerdictDeny, Rules: []HTTPRule{{Name: "a", Action: VerdictAllow, Path: HTTPPath{Prefix: "/\xff"}}}}}
 		},
 		`spec.rules[0].processes[0]: "/\x00" is not a clean`: func(p *PodPolicy) {
 			p.Spec.Rules = []SubjectRules{{Role: RoleApp, Processes: []string{"/\x00"}}}

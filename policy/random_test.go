@@ -3,6 +3,7 @@
 package policy
 
 import (
+	"cmp"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -149,6 +150,43 @@ func randomSubject(d chooser) (s SubjectRules) {
 	return s
 }
 
+func randomVerdict(d chooser, from Verdict) Verdict { return from + Verdict(d.n(3-int(from))) }
+
+func randomTLS(d chooser) *TLS {
+	t := &TLS{Mode: TLSMode(d.n(3)), Port: pick[uint16](d, 0, 15043, 1, 65535), Require: TLSRequire(d.n(2))}
+	t.Plaintext, t.Other, t.Fronting = randomVerdict(d, 0), randomVerdict(d, 0), randomVerdict(d, 0)
+	names := 0
+	name := func() string {
+		names++
+		return fmt.Sprint("rule-", names)
+	}
+	host := func() string { return pick(d, "a.example", "*.example", "X_1.Example", "xn--e1afmkfd.example") }
+	if d.n(2) == 0 {
+		t.SNI = &SNI{Default: randomVerdict(d, VerdictAllow), Absent: randomVerdict(d, 0)}
+		t.SNI.Rules = many(d, 3, func() SNIRule {
+			return SNIRule{Name: name(), Action: randomVerdict(d, VerdictAllow), Hosts: append(many(d, 2, host), host())}
+		})
+	}
+	if d.n(2) == 0 {
+		t.HTTP = &HTTP{Default: randomVerdict(d, VerdictAllow)}
+		t.HTTP.Rules = many(d, 3, func() HTTPRule {
+			r := HTTPRule{Name: name(), Action: randomVerdict(d, VerdictAllow), SNI: many(d, 2, host)}
+			r.Hosts = many(d, 2, func() string { return pick(d, host(), "10.0.0.1", "2001:DB8::1") })
+			r.Methods = many(d, 2, func() string { return pick(d, "GET", "CONNECT", "*", "NULL") })
+			r.Path = pick(d, HTTPPath{}, HTTPPath{Exact: "*"}, HTTPPath{Exact: "/ #'\"<\u00e9\u2028"}, HTTPPath{Prefix: "/~: {}"}, HTTPPath{Regex: `\A/(?i:a)\x{2028}\n` + "\t\v\x01"})
+			r.Headers = many(d, 2, func() string { return pick(d, "X-A", "true", "*", "~", "1e3") })
+			if r.Action == VerdictAllow {
+				r.Upgrades = many(d, 2, func() string { return pick(d, "WebSocket", "a/1.0", "off") })
+			}
+			return r
+		})
+	}
+	if d.n(2) == 0 {
+		t.Headers = []string{pick(d, "Accept", "yes", "0x1")}
+	}
+	return t
+}
+
 // randomPolicy is one that compiles, with the defaults written out.
 func randomPolicy(d chooser) *PodPolicy {
 	p := Default()
@@ -172,6 +210,9 @@ func randomPolicy(d chooser) *PodPolicy {
 		e.Ports = append(e.Ports, randomRange(d))
 		return e
 	})
+	if p.Spec.Mode == ModeEnforce && d.n(4) == 0 {
+		p.Spec.TLS = randomTLS(d)
+	}
 	for range d.n(6) {
 		s := randomSubject(d)
 		if !slices.ContainsFunc(p.Spec.Rules, func(o SubjectRules) bool { return o.Role == s.Role && o.Container == s.Container }) {
@@ -245,6 +286,9 @@ func cornersOf(p *PodPolicy) *corners {
 	c.ranges(p.Spec.SidecarPorts)
 	if p.Spec.Redirect.DNS != 0 {
 		c.ports = append(c.ports, p.Spec.Redirect.DNS)
+	}
+	if p.Spec.TLS != nil {
+		c.ports = append(c.ports, cmp.Or(p.Spec.TLS.Port, DefaultTLS))
 	}
 	return c
 }

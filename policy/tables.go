@@ -34,7 +34,7 @@ type memory struct {
 // Settings implements [Tables].
 func (t *memory) Settings() Settings {
 	return Settings{
-		Mode: t.c.Mode, Outbound: t.c.Outbound, Inbound: t.c.Inbound, DNS: t.c.DNS,
+		Mode: t.c.Mode, Outbound: t.c.Outbound, Inbound: t.c.Inbound, DNS: t.c.DNS, TLS: t.c.TLSPort,
 		NonTCP: t.c.NonTCP, Init: t.c.Init, AdminCapabilities: t.c.AdminCapabilities, Reserved: t.c.Reserved,
 	}
 }

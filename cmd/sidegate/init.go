@@ -121,6 +121,12 @@ func starter(base *policy.PodPolicy, note string, g *gathered) (string, error) {
 	p := *base
 	p.Spec.Mode = policy.ModeAudit
 	p.Spec.Rules = slices.Clone(base.Spec.Rules)
+	tls := ""
+	if base.Spec.TLS != nil && base.Spec.TLS.Mode != policy.TLSOff { // which is not audited
+		off := *base.Spec.TLS
+		off.Mode, tls = policy.TLSOff, off.Mode.String()
+		p.Spec.TLS = &off
+	}
 	drafts := g.drafts()
 	for _, d := range drafts {
 		d.addTo(&p.Spec)
@@ -143,7 +149,7 @@ func starter(base *policy.PodPolicy, note string, g *gathered) (string, error) {
 	var b strings.Builder
 	fmt.Fprintf(&b, "# What mode audit saw. Read it before you enforce it: what happens once a month may not be in it, and a\n"+
 		"# network is often meant where addresses were called.\n# %s\n", note)
-	b.WriteString(annotate(string(text), comments))
+	b.WriteString(annotate(string(text), comments, tls))
 	for _, line := range g.leftOver() {
 		fmt.Fprintf(&b, "# %s\n", line)
 	}
@@ -151,8 +157,8 @@ func starter(base *policy.PodPolicy, note string, g *gathered) (string, error) {
 }
 
 // annotate puts a comment before each rule that MarshalYAML wrote, and one on the
-// mode.
-func annotate(text string, comments []string) string {
+// mode, and on that of spec.tls if it was switched off.
+func annotate(text string, comments []string, tls string) string {
 	var b strings.Builder
 	inRules := false
 	for line := range strings.Lines(text) {
@@ -161,6 +167,8 @@ func annotate(text string, comments []string) string {
 		case inRules && strings.HasPrefix(line, "    - protocol: "):
 			fmt.Fprintf(&b, "    # %s\n", comments[0])
 			comments = comments[1:]
+		case tls != "" && line == "    mode: \"off\"\n":
+			line = "    mode: \"off\" # it was " + tls + ", which works under mode: enforce only\n"
 		case line == "  mode: audit\n":
 			line = "  mode: audit # write enforce when `sidegate policy audit` shows nothing that is missed\n"
 		}

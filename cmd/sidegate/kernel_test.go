@@ -336,6 +336,19 @@ func TestStarterOfTheWorld(t *testing.T) {
 	wantAllowed(t, text, seen, true)
 }
 
+// TestStarterTLS: what does not work in mode audit is switched off, and said to be.
+func TestStarterTLS(t *testing.T) {
+	base := baseOf(t, "  tls: {mode: deferred, http: {default: deny, rules: [{name: api, action: allow, hosts: [api.example]}]}}\n")
+	seen := []cgroups.Seen{{Container: "web", Role: "app", Dir: "egress", Address: netip.MustParseAddr("192.0.2.1"), Proto: 6, Port: 443, Count: 1}}
+	text, err := starter(base, "All is as in a test.", gather(base, nil, seen))
+	must(t, err)
+	const want = "  tls:\n    mode: \"off\" # it was deferred, which works under mode: enforce only\n    http:\n"
+	if !strings.Contains(text, want) || base.Spec.TLS.Mode != policy.TLSDeferred {
+		t.Errorf("nothing of %q in\n%s", want, text)
+	}
+	wantAllowed(t, text, seen, true)
+}
+
 func TestPrintSeen(t *testing.T) {
 	missing := func(port int) string {
 		return fmt.Sprintf("- role: app\n  egress:\n  - to: [{role: sidecar}]\n    protocol: tcp\n    ports: [%d]\n", port)

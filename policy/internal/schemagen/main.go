@@ -19,6 +19,7 @@ import (
 	"github.com/invopop/jsonschema"
 
 	"sidegate/policy"
+	"sidegate/policy/httprule"
 )
 
 // Patterns of text. Only those of names are exact.
@@ -31,6 +32,13 @@ const (
 	portRange     = "^[1-9][0-9]{0,4}(-[1-9][0-9]{0,4})?$"
 	absolutePath  = "^/"
 	abstractName  = "^@."
+	hostPattern   = "^(\\*\\.)?[A-Za-z0-9_.:\\[\\]-]+$"
+	sniPattern    = "^(\\*\\.)?[A-Za-z0-9_.-]+$"
+	method        = "^[^a-z \\t]{1,32}$"
+	token         = "^[A-Za-z0-9!#$%&'*+.^_`|~-]+$"
+	credential    = "^([Aa]uthorization|[Pp]roxy-[Aa]uthorization|([Ss]et-)?[Cc]ookie)$"
+	upgrade       = "^[^ \\t,]{1,64}$"
+	httpPath      = "^(/|\\*$)"
 )
 
 func main() {
@@ -99,6 +107,8 @@ func mapped(t reflect.Type) *jsonschema.Schema {
 		return &jsonschema.Schema{Type: "integer", Minimum: "0", Maximum: "255"}
 	case reflect.TypeFor[policy.Acceleration](): // on and off are booleans to some YAML readers
 		return &jsonschema.Schema{Enum: []any{"auto", "on", "off", "node", true, false}}
+	case reflect.TypeFor[policy.TLSMode](): // as off is
+		return &jsonschema.Schema{Enum: []any{"off", "inspect", "deferred", false}}
 	case reflect.TypeFor[policy.Operator]():
 		return words(string(policy.OpIn), string(policy.OpNotIn), string(policy.OpExists), string(policy.OpDoesNotExist))
 	}
@@ -175,6 +185,45 @@ func constrain(s *jsonschema.Schema) {
 	prop(allow, "path").Pattern = absolutePath
 	prop(allow, "abstract").Pattern = abstractName
 	filled(prop(allow, "to"))
+
+	tls(d)
+}
+
+// tls is what spec.tls has.
+func tls(d jsonschema.Definitions) {
+	texts := func(list *jsonschema.Schema, items uint64, pattern string) {
+		filled(list)
+		most(list, items)
+		list.Items.Pattern = pattern
+	}
+	headers := prop(d["TLS"], "headers")
+	texts(headers, policy.MaxHeaders, token)
+	headers.Items.Not = &jsonschema.Schema{Pattern: credential}
+	none := &jsonschema.Schema{Properties: jsonschema.NewProperties()}
+	none.Properties.Set("mode", &jsonschema.Schema{Const: policy.TLSDeferred.String()})
+	none.Properties.Set("require", &jsonschema.Schema{Const: policy.RequireNone.String()})
+	none.Required = []string{"mode", "require"}
+	d["TLS"].Not = none
+
+	for _, name := range []string{"SNI", "HTTP"} {
+		d[name].Required = []string{"default"}
+		most(prop(d[name], "rules"), policy.MaxTLSRules)
+		prop(d[name+"Rule"], "name").Pattern = dnsLabel
+	}
+	sni, http, path := d["SNIRule"], d["HTTPRule"], d["HTTPPath"]
+	sni.Required = []string{"name", "action", "hosts"}
+	texts(prop(sni, "hosts"), policy.MaxTLSHosts, sniPattern)
+	http.Required = []string{"name", "action"}
+	texts(prop(http, "hosts"), policy.MaxTLSHosts, hostPattern)
+	texts(prop(http, "methods"), policy.MaxTLSWords, method)
+	texts(prop(http, "headers"), policy.MaxTLSWords, token)
+	texts(prop(http, "sni"), policy.MaxTLSHosts, sniPattern)
+	texts(prop(http, "upgrades"), policy.MaxTLSWords, upgrade)
+	path.OneOf = oneOf("exact", "prefix", "regex")
+	prop(path, "exact").Pattern = httpPath
+	prop(path, "prefix").Pattern = absolutePath
+	one, longest := uint64(1), uint64(httprule.MaxRegex)
+	prop(path, "regex").MinLength, prop(path, "regex").MaxLength = &one, &longest
 }
 
 // traffic has ports or types, as its protocol has.
