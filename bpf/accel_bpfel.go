@@ -48,6 +48,9 @@ const (
 	accelMapSeenUnix      = "seen_unix"
 	accelMapSocks         = "socks"
 	accelMapSubjects      = "subjects"
+	accelMapTlsPolicies   = "tls_policies"
+	accelMapTlsRings      = "tls_rings"
+	accelMapTlsTargets    = "tls_targets"
 	accelMapUnixRules     = "unix_rules"
 	accelProgSgMsg        = "sg_msg"
 	accelVarSgMaxUnread   = "sg_max_unread"
@@ -134,6 +137,9 @@ type accelMapSpecs struct {
 	SeenUnix      *ebpf.MapSpec `ebpf:"seen_unix"`
 	Socks         *ebpf.MapSpec `ebpf:"socks"`
 	Subjects      *ebpf.MapSpec `ebpf:"subjects"`
+	TlsPolicies   *ebpf.MapSpec `ebpf:"tls_policies"`
+	TlsRings      *ebpf.MapSpec `ebpf:"tls_rings"`
+	TlsTargets    *ebpf.MapSpec `ebpf:"tls_targets"`
 	UnixRules     *ebpf.MapSpec `ebpf:"unix_rules"`
 }
 
@@ -196,6 +202,9 @@ type accelMaps struct {
 	SeenUnix      *ebpf.Map `ebpf:"seen_unix"`
 	Socks         *ebpf.Map `ebpf:"socks"`
 	Subjects      *ebpf.Map `ebpf:"subjects"`
+	TlsPolicies   *ebpf.Map `ebpf:"tls_policies"`
+	TlsRings      *ebpf.Map `ebpf:"tls_rings"`
+	TlsTargets    *ebpf.Map `ebpf:"tls_targets"`
 	UnixRules     *ebpf.Map `ebpf:"unix_rules"`
 }
 
@@ -233,6 +242,9 @@ func (m *accelMaps) Close() error {
 		m.SeenUnix,
 		m.Socks,
 		m.Subjects,
+		m.TlsPolicies,
+		m.TlsRings,
+		m.TlsTargets,
 		m.UnixRules,
 	)
 }

@@ -63,7 +63,7 @@ type endpointSgContainerInfo struct {
 
 type endpointSgCounters struct {
 	_ structs.HostLayout
-	V [32]uint64
+	V [33]uint64
 }
 
 type endpointSgEndpoint struct {
@@ -105,14 +105,7 @@ type endpointSgListenerKey struct {
 	Port        uint16
 	Ipv6        uint8
 	Slot        uint8
-	Reserved    uint32
-}
-
-type endpointSgOrig struct {
-	_      structs.HostLayout
-	Addr   endpointSgAddr
-	Port   uint16
-	Family uint16
+	Relay       uint32
 }
 
 type endpointSgPod struct {
@@ -150,6 +143,8 @@ type endpointSgPolicy struct {
 		Hi uint16
 	}
 	Subjects [8]uint16
+	Tls      uint16
+	Unused   [3]uint16
 }
 
 type endpointSgPolicyInfo struct {
@@ -174,6 +169,18 @@ type endpointSgPrefixKey struct {
 	Revision  uint32
 	Ipv4      uint32
 	Addr      endpointSgAddr
+}
+
+type endpointSgRoute struct {
+	_    structs.HostLayout
+	Orig struct {
+		_      structs.HostLayout
+		Addr   endpointSgAddr
+		Port   uint16
+		Family uint16
+	}
+	Pid      uint32
+	CgroupId uint64
 }
 
 type endpointSgRuleInfo struct {
@@ -243,14 +250,41 @@ type endpointSgSock struct {
 	CgroupId    uint64
 	Role        uint32
 	Flags       uint32
-	Orig        endpointSgOrig
-	Reserved    uint32
+	Orig        struct {
+		_      structs.HostLayout
+		Addr   endpointSgAddr
+		Port   uint16
+		Family uint16
+	}
+	Pid    uint32
+	App    uint64
+	Keys   uint32
+	Unused uint32
 }
 
 type endpointSgSubjectKey struct {
 	_        structs.HostLayout
 	Revision uint32
 	Subject  uint32
+}
+
+type endpointSgTlsPolicy struct {
+	_ structs.HostLayout
+	B [4096]uint8
+}
+
+type endpointSgTlsPolicyKey struct {
+	_        structs.HostLayout
+	Revision uint32
+	N        uint32
+}
+
+type endpointSgTlsTarget struct {
+	_           structs.HostLayout
+	NetnsCookie uint64
+	Addr        endpointSgAddr
+	Port        uint16
+	Reserved    [3]uint16
 }
 
 type endpointSgTuple struct {
@@ -331,6 +365,9 @@ const (
 	endpointMapSeenUnix         = "seen_unix"
 	endpointMapSocks            = "socks"
 	endpointMapSubjects         = "subjects"
+	endpointMapTlsPolicies      = "tls_policies"
+	endpointMapTlsRings         = "tls_rings"
+	endpointMapTlsTargets       = "tls_targets"
 	endpointMapUnixRules        = "unix_rules"
 	endpointProgSgEndpointFrom  = "sg_endpoint_from"
 	endpointProgSgEndpointTo    = "sg_endpoint_to"
@@ -417,6 +454,9 @@ type endpointMapSpecs struct {
 	SeenUnix         *ebpf.MapSpec `ebpf:"seen_unix"`
 	Socks            *ebpf.MapSpec `ebpf:"socks"`
 	Subjects         *ebpf.MapSpec `ebpf:"subjects"`
+	TlsPolicies      *ebpf.MapSpec `ebpf:"tls_policies"`
+	TlsRings         *ebpf.MapSpec `ebpf:"tls_rings"`
+	TlsTargets       *ebpf.MapSpec `ebpf:"tls_targets"`
 	UnixRules        *ebpf.MapSpec `ebpf:"unix_rules"`
 }
 
@@ -477,6 +517,9 @@ type endpointMaps struct {
 	SeenUnix         *ebpf.Map `ebpf:"seen_unix"`
 	Socks            *ebpf.Map `ebpf:"socks"`
 	Subjects         *ebpf.Map `ebpf:"subjects"`
+	TlsPolicies      *ebpf.Map `ebpf:"tls_policies"`
+	TlsRings         *ebpf.Map `ebpf:"tls_rings"`
+	TlsTargets       *ebpf.Map `ebpf:"tls_targets"`
 	UnixRules        *ebpf.Map `ebpf:"unix_rules"`
 }
 
@@ -513,6 +556,9 @@ func (m *endpointMaps) Close() error {
 		m.SeenUnix,
 		m.Socks,
 		m.Subjects,
+		m.TlsPolicies,
+		m.TlsRings,
+		m.TlsTargets,
 		m.UnixRules,
 	)
 }

@@ -63,7 +63,7 @@ type lsmSgContainerInfo struct {
 
 type lsmSgCounters struct {
 	_ structs.HostLayout
-	V [32]uint64
+	V [33]uint64
 }
 
 type lsmSgExecutable struct {
@@ -80,14 +80,7 @@ type lsmSgListenerKey struct {
 	Port        uint16
 	Ipv6        uint8
 	Slot        uint8
-	Reserved    uint32
-}
-
-type lsmSgOrig struct {
-	_      structs.HostLayout
-	Addr   lsmSgAddr
-	Port   uint16
-	Family uint16
+	Relay       uint32
 }
 
 type lsmSgPod struct {
@@ -125,6 +118,8 @@ type lsmSgPolicy struct {
 		Hi uint16
 	}
 	Subjects [8]uint16
+	Tls      uint16
+	Unused   [3]uint16
 }
 
 type lsmSgPolicyInfo struct {
@@ -149,6 +144,18 @@ type lsmSgPrefixKey struct {
 	Revision  uint32
 	Ipv4      uint32
 	Addr      lsmSgAddr
+}
+
+type lsmSgRoute struct {
+	_    structs.HostLayout
+	Orig struct {
+		_      structs.HostLayout
+		Addr   lsmSgAddr
+		Port   uint16
+		Family uint16
+	}
+	Pid      uint32
+	CgroupId uint64
 }
 
 type lsmSgRuleInfo struct {
@@ -218,14 +225,41 @@ type lsmSgSock struct {
 	CgroupId    uint64
 	Role        uint32
 	Flags       uint32
-	Orig        lsmSgOrig
-	Reserved    uint32
+	Orig        struct {
+		_      structs.HostLayout
+		Addr   lsmSgAddr
+		Port   uint16
+		Family uint16
+	}
+	Pid    uint32
+	App    uint64
+	Keys   uint32
+	Unused uint32
 }
 
 type lsmSgSubjectKey struct {
 	_        structs.HostLayout
 	Revision uint32
 	Subject  uint32
+}
+
+type lsmSgTlsPolicy struct {
+	_ structs.HostLayout
+	B [4096]uint8
+}
+
+type lsmSgTlsPolicyKey struct {
+	_        structs.HostLayout
+	Revision uint32
+	N        uint32
+}
+
+type lsmSgTlsTarget struct {
+	_           structs.HostLayout
+	NetnsCookie uint64
+	Addr        lsmSgAddr
+	Port        uint16
+	Reserved    [3]uint16
 }
 
 type lsmSgTuple struct {
@@ -304,6 +338,9 @@ const (
 	lsmMapSeenUnix      = "seen_unix"
 	lsmMapSocks         = "socks"
 	lsmMapSubjects      = "subjects"
+	lsmMapTlsPolicies   = "tls_policies"
+	lsmMapTlsRings      = "tls_rings"
+	lsmMapTlsTargets    = "tls_targets"
 	lsmMapUnixRules     = "unix_rules"
 	lsmProgSgLsmConnect = "sg_lsm_connect"
 	lsmProgSgLsmSend    = "sg_lsm_send"
@@ -390,6 +427,9 @@ type lsmMapSpecs struct {
 	SeenUnix      *ebpf.MapSpec `ebpf:"seen_unix"`
 	Socks         *ebpf.MapSpec `ebpf:"socks"`
 	Subjects      *ebpf.MapSpec `ebpf:"subjects"`
+	TlsPolicies   *ebpf.MapSpec `ebpf:"tls_policies"`
+	TlsRings      *ebpf.MapSpec `ebpf:"tls_rings"`
+	TlsTargets    *ebpf.MapSpec `ebpf:"tls_targets"`
 	UnixRules     *ebpf.MapSpec `ebpf:"unix_rules"`
 }
 
@@ -448,6 +488,9 @@ type lsmMaps struct {
 	SeenUnix      *ebpf.Map `ebpf:"seen_unix"`
 	Socks         *ebpf.Map `ebpf:"socks"`
 	Subjects      *ebpf.Map `ebpf:"subjects"`
+	TlsPolicies   *ebpf.Map `ebpf:"tls_policies"`
+	TlsRings      *ebpf.Map `ebpf:"tls_rings"`
+	TlsTargets    *ebpf.Map `ebpf:"tls_targets"`
 	UnixRules     *ebpf.Map `ebpf:"unix_rules"`
 }
 
@@ -482,6 +525,9 @@ func (m *lsmMaps) Close() error {
 		m.SeenUnix,
 		m.Socks,
 		m.Subjects,
+		m.TlsPolicies,
+		m.TlsRings,
+		m.TlsTargets,
 		m.UnixRules,
 	)
 }

@@ -23,7 +23,7 @@ const (
 
 	peerWorld, peerHost = 8, 9
 
-	sockOrigdst, sockSent, sockCalled, sockAgent, sockPlain = 8, 16, 32, 64, 128
+	sockSent, sockCalled, sockAgent, sockPlain = 16, 32, 64, 128
 
 	classFirst  = 1024
 	subjectName = 1 << 31
@@ -186,10 +186,12 @@ func modelConnect(role uint32, f *verdicts.Flow, policy *verdicts.Policy) verdic
 }
 
 // modelBind: an exempt container is left alone, but the sidecar's ports are the
-// sidecar's.
+// sidecar's, and the relay's nobody's.
 func modelBind(role uint32, port uint16, policy *verdicts.Policy) verdict {
 	v, app := byRole(role, allow)
 	switch {
+	case Role(role) == RoleSidecar && port != 0 && port == policy.Tls:
+		return denyBind
 	case Role(role) == RoleSidecar:
 		return allow
 	case !app && v.action == verdicts.Deny:
@@ -233,6 +235,10 @@ func modelPacket(role uint32, f *verdicts.Flow, policy *verdicts.Policy, out boo
 
 func modelSteer(port uint16, outside, excluded bool, policy *verdicts.Policy) verdicts.Steer {
 	switch {
+	case policy.Tls != 0 && port == policy.Tls && outside:
+		return verdicts.SteerRefuse
+	case policy.Tls != 0 && port == policy.Tls:
+		return verdicts.SteerTLS
 	case port == policy.Outbound && outside:
 		return verdicts.SteerRefuse
 	case port == policy.Outbound:

@@ -126,12 +126,13 @@ const (
 	nodeSgCounterSG_DROP_PROCESS        nodeSgCounter = 29
 	nodeSgCounterSG_DROP_UNIX           nodeSgCounter = 30
 	nodeSgCounterSG_DROP_STRANGER       nodeSgCounter = 31
-	nodeSgCounterSG_COUNTERS            nodeSgCounter = 32
+	nodeSgCounterSG_DROP_TLS_KEYS       nodeSgCounter = 32
+	nodeSgCounterSG_COUNTERS            nodeSgCounter = 33
 )
 
 type nodeSgCounters struct {
 	_ structs.HostLayout
-	V [32]uint64
+	V [33]uint64
 }
 
 type nodeSgExecutable struct {
@@ -148,7 +149,7 @@ type nodeSgListenerKey struct {
 	Port        uint16
 	Ipv6        uint8
 	Slot        uint8
-	Reserved    uint32
+	Relay       uint32
 }
 
 type nodeSgOrig struct {
@@ -189,6 +190,8 @@ type nodeSgPolicy struct {
 	Nreserved uint16
 	Reserved  [12]nodeSgPorts
 	Subjects  [8]uint16
+	Tls       uint16
+	Unused    [3]uint16
 }
 
 type nodeSgPolicyInfo struct {
@@ -229,7 +232,15 @@ const (
 	nodeSgRoleSG_ROLE_SIDECAR nodeSgRole = 2
 	nodeSgRoleSG_ROLE_EXEMPT  nodeSgRole = 3
 	nodeSgRoleSG_ROLE_DENIED  nodeSgRole = 4
+	nodeSgRoleSG_ROLE_RELAY   nodeSgRole = 5
 )
+
+type nodeSgRoute struct {
+	_        structs.HostLayout
+	Orig     nodeSgOrig
+	Pid      uint32
+	CgroupId uint64
+}
 
 type nodeSgRuleInfo struct {
 	_    structs.HostLayout
@@ -299,13 +310,56 @@ type nodeSgSock struct {
 	Role        nodeSgRole
 	Flags       uint32
 	Orig        nodeSgOrig
-	Reserved    uint32
+	Pid         uint32
+	App         uint64
+	Keys        uint32
+	Unused      uint32
 }
 
 type nodeSgSubjectKey struct {
 	_        structs.HostLayout
 	Revision uint32
 	Subject  uint32
+}
+
+type nodeSgTlsKeys struct {
+	_        structs.HostLayout
+	State    uint32
+	N        uint32
+	Tuple    nodeSgTuple
+	CgroupId uint64
+	Pid      uint32
+	Dir      uint8
+	Len      uint8
+	Reserved [2]uint8
+	Info     [56]uint8
+}
+
+type nodeSgTlsPolicy struct {
+	_ structs.HostLayout
+	B [4096]uint8
+}
+
+type nodeSgTlsPolicyKey struct {
+	_        structs.HostLayout
+	Revision uint32
+	N        uint32
+}
+
+type nodeSgTlsRing struct {
+	_        structs.HostLayout
+	Given    uint64
+	Next     uint32
+	Reserved uint32
+	Slots    [128]nodeSgTlsKeys
+}
+
+type nodeSgTlsTarget struct {
+	_           structs.HostLayout
+	NetnsCookie uint64
+	Addr        nodeSgAddr
+	Port        uint16
+	Reserved    [3]uint16
 }
 
 type nodeSgTuple struct {
@@ -387,6 +441,9 @@ const (
 	nodeMapSeenUnix         = "seen_unix"
 	nodeMapSocks            = "socks"
 	nodeMapSubjects         = "subjects"
+	nodeMapTlsPolicies      = "tls_policies"
+	nodeMapTlsRings         = "tls_rings"
+	nodeMapTlsTargets       = "tls_targets"
 	nodeMapUnixRules        = "unix_rules"
 	nodeProgSgBind4         = "sg_bind4"
 	nodeProgSgBind6         = "sg_bind6"
@@ -414,12 +471,15 @@ const (
 	nodeProgSgPostBind6     = "sg_post_bind6"
 	nodeProgSgRecvmsg4      = "sg_recvmsg4"
 	nodeProgSgRecvmsg6      = "sg_recvmsg6"
+	nodeProgSgRelaySockops  = "sg_relay_sockops"
 	nodeProgSgSendmsg4      = "sg_sendmsg4"
 	nodeProgSgSendmsg6      = "sg_sendmsg6"
 	nodeProgSgSetsockopt    = "sg_setsockopt"
 	nodeProgSgSockCreate    = "sg_sock_create"
 	nodeProgSgSockops       = "sg_sockops"
+	nodeProgSgTlsSetsockopt = "sg_tls_setsockopt"
 	nodeVarSgKptrs          = "sg_kptrs"
+	nodeVarSgTlsRingType    = "sg_tls_ring_type"
 )
 
 // loadNode returns the embedded CollectionSpec for node.
@@ -490,11 +550,13 @@ type nodeProgramSpecs struct {
 	SgPostBind6     *ebpf.ProgramSpec `ebpf:"sg_post_bind6"`
 	SgRecvmsg4      *ebpf.ProgramSpec `ebpf:"sg_recvmsg4"`
 	SgRecvmsg6      *ebpf.ProgramSpec `ebpf:"sg_recvmsg6"`
+	SgRelaySockops  *ebpf.ProgramSpec `ebpf:"sg_relay_sockops"`
 	SgSendmsg4      *ebpf.ProgramSpec `ebpf:"sg_sendmsg4"`
 	SgSendmsg6      *ebpf.ProgramSpec `ebpf:"sg_sendmsg6"`
 	SgSetsockopt    *ebpf.ProgramSpec `ebpf:"sg_setsockopt"`
 	SgSockCreate    *ebpf.ProgramSpec `ebpf:"sg_sock_create"`
 	SgSockops       *ebpf.ProgramSpec `ebpf:"sg_sockops"`
+	SgTlsSetsockopt *ebpf.ProgramSpec `ebpf:"sg_tls_setsockopt"`
 }
 
 // nodeMapSpecs contains maps before they are loaded into the kernel.
@@ -533,6 +595,9 @@ type nodeMapSpecs struct {
 	SeenUnix      *ebpf.MapSpec `ebpf:"seen_unix"`
 	Socks         *ebpf.MapSpec `ebpf:"socks"`
 	Subjects      *ebpf.MapSpec `ebpf:"subjects"`
+	TlsPolicies   *ebpf.MapSpec `ebpf:"tls_policies"`
+	TlsRings      *ebpf.MapSpec `ebpf:"tls_rings"`
+	TlsTargets    *ebpf.MapSpec `ebpf:"tls_targets"`
 	UnixRules     *ebpf.MapSpec `ebpf:"unix_rules"`
 }
 
@@ -540,7 +605,8 @@ type nodeMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type nodeVariableSpecs struct {
-	SgKptrs *ebpf.VariableSpec `ebpf:"sg_kptrs"`
+	SgKptrs       *ebpf.VariableSpec `ebpf:"sg_kptrs"`
+	SgTlsRingType *ebpf.VariableSpec `ebpf:"sg_tls_ring_type"`
 }
 
 // nodeObjects contains all objects after they have been loaded into the kernel.
@@ -595,6 +661,9 @@ type nodeMaps struct {
 	SeenUnix      *ebpf.Map `ebpf:"seen_unix"`
 	Socks         *ebpf.Map `ebpf:"socks"`
 	Subjects      *ebpf.Map `ebpf:"subjects"`
+	TlsPolicies   *ebpf.Map `ebpf:"tls_policies"`
+	TlsRings      *ebpf.Map `ebpf:"tls_rings"`
+	TlsTargets    *ebpf.Map `ebpf:"tls_targets"`
 	UnixRules     *ebpf.Map `ebpf:"unix_rules"`
 }
 
@@ -632,6 +701,9 @@ func (m *nodeMaps) Close() error {
 		m.SeenUnix,
 		m.Socks,
 		m.Subjects,
+		m.TlsPolicies,
+		m.TlsRings,
+		m.TlsTargets,
 		m.UnixRules,
 	)
 }
@@ -640,7 +712,8 @@ func (m *nodeMaps) Close() error {
 //
 // It can be passed to loadNodeObjects or ebpf.CollectionSpec.LoadAndAssign.
 type nodeVariables struct {
-	SgKptrs *ebpf.Variable `ebpf:"sg_kptrs"`
+	SgKptrs       *ebpf.Variable `ebpf:"sg_kptrs"`
+	SgTlsRingType *ebpf.Variable `ebpf:"sg_tls_ring_type"`
 }
 
 // nodePrograms contains all programs after they have been loaded into the kernel.
@@ -673,11 +746,13 @@ type nodePrograms struct {
 	SgPostBind6     *ebpf.Program `ebpf:"sg_post_bind6"`
 	SgRecvmsg4      *ebpf.Program `ebpf:"sg_recvmsg4"`
 	SgRecvmsg6      *ebpf.Program `ebpf:"sg_recvmsg6"`
+	SgRelaySockops  *ebpf.Program `ebpf:"sg_relay_sockops"`
 	SgSendmsg4      *ebpf.Program `ebpf:"sg_sendmsg4"`
 	SgSendmsg6      *ebpf.Program `ebpf:"sg_sendmsg6"`
 	SgSetsockopt    *ebpf.Program `ebpf:"sg_setsockopt"`
 	SgSockCreate    *ebpf.Program `ebpf:"sg_sock_create"`
 	SgSockops       *ebpf.Program `ebpf:"sg_sockops"`
+	SgTlsSetsockopt *ebpf.Program `ebpf:"sg_tls_setsockopt"`
 }
 
 func (p *nodePrograms) Close() error {
@@ -708,11 +783,13 @@ func (p *nodePrograms) Close() error {
 		p.SgPostBind6,
 		p.SgRecvmsg4,
 		p.SgRecvmsg6,
+		p.SgRelaySockops,
 		p.SgSendmsg4,
 		p.SgSendmsg6,
 		p.SgSetsockopt,
 		p.SgSockCreate,
 		p.SgSockops,
+		p.SgTlsSetsockopt,
 	)
 }
 

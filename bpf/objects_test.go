@@ -197,7 +197,7 @@ func TestMaps(t *testing.T) {
 
 func TestHooks(t *testing.T) {
 	spec := nodeSpec(t)
-	hooks := append(AllContainerHooks(), GuardHooks()...)
+	hooks := slices.Concat(AllContainerHooks(), GuardHooks(), RelayHooks())
 	seen := []string{nodeProgSgDevice, nodeProgSgLoopback, nodeProgSgLoopbackOut}
 	for _, h := range hooks {
 		p, ok := spec.Programs[h.Program]
@@ -219,7 +219,7 @@ func TestHooks(t *testing.T) {
 	}
 	var attach []ebpf.AttachType
 	for _, h := range AllContainerHooks() {
-		if h.Program == nodeProgSgHold { // beside that which judges
+		if h.Program == nodeProgSgHold || h.Program == nodeProgSgTlsSetsockopt { // beside others
 			continue
 		}
 		if slices.Contains(attach, h.Attach) {
@@ -373,6 +373,7 @@ func TestLayouts(t *testing.T) {
 		"sg_policy_info":    reflect.TypeFor[PolicyInfo](),
 		"sg_ports":          reflect.TypeFor[Ports](),
 		"sg_prefix_key":     reflect.TypeFor[PrefixKey](),
+		"sg_route":          reflect.TypeFor[Route](),
 		"sg_rule_info":      reflect.TypeFor[RuleInfo](),
 		"sg_rule_info_key":  reflect.TypeFor[RuleInfoKey](),
 		"sg_rule_key":       reflect.TypeFor[RuleKey](),
@@ -385,6 +386,11 @@ func TestLayouts(t *testing.T) {
 		"sg_slot":           reflect.TypeFor[Slot](),
 		"sg_sock":           reflect.TypeFor[nodeSgSock](),
 		"sg_subject_key":    reflect.TypeFor[SubjectKey](),
+		"sg_tls_keys":       reflect.TypeFor[TLSKeys](),
+		"sg_tls_policy":     reflect.TypeFor[TLSPolicy](),
+		"sg_tls_policy_key": reflect.TypeFor[TLSPolicyKey](),
+		"sg_tls_ring":       reflect.TypeFor[TLSRing](),
+		"sg_tls_target":     reflect.TypeFor[TLSTarget](),
 		"sg_tuple":          reflect.TypeFor[nodeSgTuple](),
 		"sg_unix_key":       reflect.TypeFor[UnixKey](),
 		"sg_unix_rule":      reflect.TypeFor[UnixRule](),
@@ -432,7 +438,7 @@ func TestEnums(t *testing.T) {
 	spec := nodeSpec(t)
 	roles := map[string]uint64{
 		"SG_ROLE_DEAD": uint64(RoleDead), "SG_ROLE_APP": uint64(RoleApp), "SG_ROLE_SIDECAR": uint64(RoleSidecar),
-		"SG_ROLE_EXEMPT": uint64(RoleExempt), "SG_ROLE_DENIED": uint64(RoleDenied),
+		"SG_ROLE_EXEMPT": uint64(RoleExempt), "SG_ROLE_DENIED": uint64(RoleDenied), "SG_ROLE_RELAY": uint64(RoleRelay),
 	}
 	if got := enumValues(t, spec, "sg_role"); !reflect.DeepEqual(got, roles) {
 		t.Errorf("enum sg_role is %v in C, %v in Go", got, roles)
@@ -454,7 +460,7 @@ func TestEnums(t *testing.T) {
 			"SG_POLICY_RULED": uint64(PolicyRuled), "SG_POLICY_NAMES": uint64(PolicyNames), "SG_POLICY_PREFIXES": uint64(PolicyPrefixes),
 			"SG_POLICY_WORLD": uint64(PolicyWorld), "SG_POLICY_FILES": uint64(PolicyFiles), "SG_POLICY_ADMIN": uint64(PolicyAdmin),
 			"SG_POLICY_ACCELERATE": uint64(PolicyAccelerate), "SG_POLICY_ACCELERATE_NODE": uint64(PolicyAccelerateNode),
-			"SG_POLICY_ACCELERATE_UNSEEN": uint64(PolicyAccelerateUnseen),
+			"SG_POLICY_ACCELERATE_UNSEEN": uint64(PolicyAccelerateUnseen), "SG_POLICY_TLS_DEFERRED": uint64(PolicyTLSDeferred),
 		},
 		"sg_container_flags": {
 			"SG_CONTAINER_ACCELERATE": uint64(ContainerAccelerate), "SG_CONTAINER_KTLS": uint64(ContainerKTLS),
@@ -462,7 +468,7 @@ func TestEnums(t *testing.T) {
 		},
 		"sg_sock_flags": {
 			"SG_SOCK_REDIRECTED": uint64(SockRedirected), "SG_SOCK_DNS": uint64(SockDNS), "SG_SOCK_PASSIVE": uint64(SockPassive),
-			"SG_SOCK_ORIGDST": sockOrigdst, "SG_SOCK_SENT": sockSent, "SG_SOCK_CALLED": sockCalled, "SG_SOCK_AGENT": sockAgent, "SG_SOCK_PLAIN": sockPlain,
+			"SG_SOCK_ORIGDST": uint64(SockOrigdst), "SG_SOCK_RELAYED": uint64(SockRelayed), "SG_SOCK_SENT": sockSent, "SG_SOCK_CALLED": sockCalled, "SG_SOCK_AGENT": sockAgent, "SG_SOCK_PLAIN": sockPlain,
 		},
 		"sg_device_prog": {
 			"SG_DEVICE_EGRESS": 0, "SG_DEVICE_LOOPBACK": 1, "SG_DEVICE_LOOPBACK_OUT": 2,

@@ -63,7 +63,7 @@ type podSgContainerInfo struct {
 
 type podSgCounters struct {
 	_ structs.HostLayout
-	V [32]uint64
+	V [33]uint64
 }
 
 type podSgExecutable struct {
@@ -80,14 +80,7 @@ type podSgListenerKey struct {
 	Port        uint16
 	Ipv6        uint8
 	Slot        uint8
-	Reserved    uint32
-}
-
-type podSgOrig struct {
-	_      structs.HostLayout
-	Addr   podSgAddr
-	Port   uint16
-	Family uint16
+	Relay       uint32
 }
 
 type podSgPod struct {
@@ -125,6 +118,8 @@ type podSgPolicy struct {
 		Hi uint16
 	}
 	Subjects [8]uint16
+	Tls      uint16
+	Unused   [3]uint16
 }
 
 type podSgPolicyInfo struct {
@@ -149,6 +144,18 @@ type podSgPrefixKey struct {
 	Revision  uint32
 	Ipv4      uint32
 	Addr      podSgAddr
+}
+
+type podSgRoute struct {
+	_    structs.HostLayout
+	Orig struct {
+		_      structs.HostLayout
+		Addr   podSgAddr
+		Port   uint16
+		Family uint16
+	}
+	Pid      uint32
+	CgroupId uint64
 }
 
 type podSgRuleInfo struct {
@@ -218,14 +225,41 @@ type podSgSock struct {
 	CgroupId    uint64
 	Role        uint32
 	Flags       uint32
-	Orig        podSgOrig
-	Reserved    uint32
+	Orig        struct {
+		_      structs.HostLayout
+		Addr   podSgAddr
+		Port   uint16
+		Family uint16
+	}
+	Pid    uint32
+	App    uint64
+	Keys   uint32
+	Unused uint32
 }
 
 type podSgSubjectKey struct {
 	_        structs.HostLayout
 	Revision uint32
 	Subject  uint32
+}
+
+type podSgTlsPolicy struct {
+	_ structs.HostLayout
+	B [4096]uint8
+}
+
+type podSgTlsPolicyKey struct {
+	_        structs.HostLayout
+	Revision uint32
+	N        uint32
+}
+
+type podSgTlsTarget struct {
+	_           structs.HostLayout
+	NetnsCookie uint64
+	Addr        podSgAddr
+	Port        uint16
+	Reserved    [3]uint16
 }
 
 type podSgTuple struct {
@@ -304,6 +338,9 @@ const (
 	podMapSeenUnix          = "seen_unix"
 	podMapSocks             = "socks"
 	podMapSubjects          = "subjects"
+	podMapTlsPolicies       = "tls_policies"
+	podMapTlsRings          = "tls_rings"
+	podMapTlsTargets        = "tls_targets"
 	podMapUnixRules         = "unix_rules"
 	podProgSgPodDevice      = "sg_pod_device"
 	podProgSgPodHost        = "sg_pod_host"
@@ -395,6 +432,9 @@ type podMapSpecs struct {
 	SeenUnix      *ebpf.MapSpec `ebpf:"seen_unix"`
 	Socks         *ebpf.MapSpec `ebpf:"socks"`
 	Subjects      *ebpf.MapSpec `ebpf:"subjects"`
+	TlsPolicies   *ebpf.MapSpec `ebpf:"tls_policies"`
+	TlsRings      *ebpf.MapSpec `ebpf:"tls_rings"`
+	TlsTargets    *ebpf.MapSpec `ebpf:"tls_targets"`
 	UnixRules     *ebpf.MapSpec `ebpf:"unix_rules"`
 }
 
@@ -454,6 +494,9 @@ type podMaps struct {
 	SeenUnix      *ebpf.Map `ebpf:"seen_unix"`
 	Socks         *ebpf.Map `ebpf:"socks"`
 	Subjects      *ebpf.Map `ebpf:"subjects"`
+	TlsPolicies   *ebpf.Map `ebpf:"tls_policies"`
+	TlsRings      *ebpf.Map `ebpf:"tls_rings"`
+	TlsTargets    *ebpf.Map `ebpf:"tls_targets"`
 	UnixRules     *ebpf.Map `ebpf:"unix_rules"`
 }
 
@@ -488,6 +531,9 @@ func (m *podMaps) Close() error {
 		m.SeenUnix,
 		m.Socks,
 		m.Subjects,
+		m.TlsPolicies,
+		m.TlsRings,
+		m.TlsTargets,
 		m.UnixRules,
 	)
 }

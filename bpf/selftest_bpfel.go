@@ -49,6 +49,9 @@ const (
 	selftestMapSeenUnix        = "seen_unix"
 	selftestMapSocks           = "socks"
 	selftestMapSubjects        = "subjects"
+	selftestMapTlsPolicies     = "tls_policies"
+	selftestMapTlsRings        = "tls_rings"
+	selftestMapTlsTargets      = "tls_targets"
 	selftestMapUnixRules       = "unix_rules"
 	selftestProgSgMsg          = "sg_msg"
 	selftestProgSgSelftestJoin = "sg_selftest_join"
@@ -138,6 +141,9 @@ type selftestMapSpecs struct {
 	SeenUnix      *ebpf.MapSpec `ebpf:"seen_unix"`
 	Socks         *ebpf.MapSpec `ebpf:"socks"`
 	Subjects      *ebpf.MapSpec `ebpf:"subjects"`
+	TlsPolicies   *ebpf.MapSpec `ebpf:"tls_policies"`
+	TlsRings      *ebpf.MapSpec `ebpf:"tls_rings"`
+	TlsTargets    *ebpf.MapSpec `ebpf:"tls_targets"`
 	UnixRules     *ebpf.MapSpec `ebpf:"unix_rules"`
 }
 
@@ -201,6 +207,9 @@ type selftestMaps struct {
 	SeenUnix      *ebpf.Map `ebpf:"seen_unix"`
 	Socks         *ebpf.Map `ebpf:"socks"`
 	Subjects      *ebpf.Map `ebpf:"subjects"`
+	TlsPolicies   *ebpf.Map `ebpf:"tls_policies"`
+	TlsRings      *ebpf.Map `ebpf:"tls_rings"`
+	TlsTargets    *ebpf.Map `ebpf:"tls_targets"`
 	UnixRules     *ebpf.Map `ebpf:"unix_rules"`
 }
 
@@ -239,6 +248,9 @@ func (m *selftestMaps) Close() error {
 		m.SeenUnix,
 		m.Socks,
 		m.Subjects,
+		m.TlsPolicies,
+		m.TlsRings,
+		m.TlsTargets,
 		m.UnixRules,
 	)
 }

@@ -36,6 +36,12 @@ func ContainerHooks(role Role, policy Policy) []Hook {
 				Hook{nodeProgSgGetsockname4, ebpf.AttachCgroupInet4GetSockname},
 				Hook{nodeProgSgGetsockname6, ebpf.AttachCgroupInet6GetSockname})
 		}
+		if policy.Tls != 0 { // the relay's port is not its own either
+			hooks = append(hooks, bindHooks()...)
+		}
+		if policy.Flags&PolicyTLSDeferred != 0 && policy.Flags&(PolicyRuled|PolicyAudit) == 0 {
+			hooks = append(hooks, connectHooks()...)
+		}
 	case RoleExempt:
 		hooks = append(hooks, bindHooks()...)
 	default:
@@ -50,6 +56,9 @@ func ContainerHooks(role Role, policy Policy) []Hook {
 			hooks = append(hooks,
 				Hook{nodeProgSgRecvmsg4, ebpf.AttachCGroupUDP4Recvmsg},
 				Hook{nodeProgSgRecvmsg6, ebpf.AttachCGroupUDP6Recvmsg})
+		}
+		if policy.Tls != 0 && role == RoleApp {
+			hooks = append(hooks, Hook{nodeProgSgTlsSetsockopt, ebpf.AttachCGroupSetsockopt})
 		}
 		return hooks
 	}
@@ -67,7 +76,7 @@ func accelerateHooks(policy Policy) []Hook {
 	return []Hook{{nodeProgSgSetsockopt, ebpf.AttachCGroupSetsockopt}, {nodeProgSgHold, ebpf.AttachCGroupInetIngress}}
 }
 
-// bindHooks keep everybody but the sidecar off the sidecar's ports.
+// bindHooks keep everybody but the sidecar off the sidecar's ports, and all off the relay's.
 func bindHooks() []Hook {
 	return []Hook{
 		{nodeProgSgBind4, ebpf.AttachCGroupInet4Bind},
@@ -77,21 +86,24 @@ func bindHooks() []Hook {
 	}
 }
 
+// connectHooks say where a container may connect.
+func connectHooks() []Hook {
+	return []Hook{{nodeProgSgConnect4, ebpf.AttachCGroupInet4Connect}, {nodeProgSgConnect6, ebpf.AttachCGroupInet6Connect}}
+}
+
 // judgeHooks say where a container may connect and send, and what it gets.
 func judgeHooks() []Hook {
-	return []Hook{
-		{nodeProgSgConnect4, ebpf.AttachCGroupInet4Connect},
-		{nodeProgSgConnect6, ebpf.AttachCGroupInet6Connect},
+	return append(connectHooks(), []Hook{
 		{nodeProgSgSendmsg4, ebpf.AttachCGroupUDP4Sendmsg},
 		{nodeProgSgSendmsg6, ebpf.AttachCGroupUDP6Sendmsg},
 		{nodeProgSgEgress, ebpf.AttachCGroupInetEgress},
 		{nodeProgSgIngress, ebpf.AttachCGroupInetIngress},
-	}
+	}...)
 }
 
 // AllContainerHooks returns every hook that any container may have.
 func AllContainerHooks() []Hook {
-	all := Policy{Dns: 1, Flags: PolicySockName | PolicyRuled | PolicyAccelerate}
+	all := Policy{Dns: 1, Tls: 1, Flags: PolicySockName | PolicyRuled | PolicyAccelerate}
 	hooks := ContainerHooks(RoleApp, all)
 	for _, h := range ContainerHooks(RoleSidecar, all) {
 		if !slices.Contains(hooks, h) {
@@ -114,6 +126,9 @@ func GuardHooks() []Hook {
 	}
 }
 
+// RelayHooks returns what the TLS relay attaches to its own cgroup.
+func RelayHooks() []Hook { return []Hook{{nodeProgSgRelaySockops, ebpf.AttachCGroupSockOps}} }
+
 // MapNames returns the names of all maps, sorted.
 func MapNames() []string {
 	return []string{
@@ -121,7 +136,7 @@ func MapNames() []string {
 		nodeMapDeviceProgs, nodeMapEnds, nodeMapExecutables, nodeMapHostAddrs, nodeMapIdentity, nodeMapLinks, nodeMapListeners, nodeMapNodeAddrs, nodeMapOrigdst, nodeMapPending, nodeMapPodAddrs, nodeMapPodCounters,
 		nodeMapPodInfo, nodeMapPodSlots, nodeMapPods, nodeMapPolicies, nodeMapPolicyInfo, nodeMapPolicySlots,
 		nodeMapPrefixes, nodeMapRuleInfo, nodeMapRules, nodeMapSeen, nodeMapSeenUnix, nodeMapSocks, nodeMapSubjects,
-		nodeMapUnixRules,
+		nodeMapTlsPolicies, nodeMapTlsRings, nodeMapTlsTargets, nodeMapUnixRules,
 	}
 }
 
@@ -157,6 +172,9 @@ type Maps struct {
 	SeenUnix      *ebpf.Map `ebpf:"seen_unix"`
 	Socks         *ebpf.Map `ebpf:"socks"`
 	Subjects      *ebpf.Map `ebpf:"subjects"`
+	TLSPolicies   *ebpf.Map `ebpf:"tls_policies"`
+	TLSRings      *ebpf.Map `ebpf:"tls_rings"`
+	TLSTargets    *ebpf.Map `ebpf:"tls_targets"`
 	UnixRules     *ebpf.Map `ebpf:"unix_rules"`
 }
 
@@ -191,6 +209,9 @@ func (m *Maps) fields() map[string]**ebpf.Map {
 		nodeMapSeenUnix:      &m.SeenUnix,
 		nodeMapSocks:         &m.Socks,
 		nodeMapSubjects:      &m.Subjects,
+		nodeMapTlsPolicies:   &m.TLSPolicies,
+		nodeMapTlsRings:      &m.TLSRings,
+		nodeMapTlsTargets:    &m.TLSTargets,
 		nodeMapUnixRules:     &m.UnixRules,
 	}
 }

@@ -11,7 +11,7 @@ import (
 
 // ABI is the version of everything in src/abi.h. State of another ABI is
 // never touched.
-const ABI = 4
+const ABI = 5
 
 // The structs of src/abi.h, generated. Ports are in host order.
 type (
@@ -33,6 +33,7 @@ type (
 	Ports         = nodeSgPorts
 	PrefixKey     = nodeSgPrefixKey
 	Role          = nodeSgRole
+	Route         = nodeSgRoute
 	RuleInfo      = nodeSgRuleInfo
 	RuleInfoKey   = nodeSgRuleInfoKey
 	RuleKey       = nodeSgRuleKey
@@ -42,6 +43,11 @@ type (
 	Slot          = nodeSgSlot
 	Sock          = nodeSgSock
 	SubjectKey    = nodeSgSubjectKey
+	TLSKeys       = nodeSgTlsKeys
+	TLSPolicy     = nodeSgTlsPolicy
+	TLSPolicyKey  = nodeSgTlsPolicyKey
+	TLSRing       = nodeSgTlsRing
+	TLSTarget     = nodeSgTlsTarget
 	Tuple         = nodeSgTuple
 )
 
@@ -52,6 +58,7 @@ const (
 	RoleSidecar = nodeSgRoleSG_ROLE_SIDECAR
 	RoleExempt  = nodeSgRoleSG_ROLE_EXEMPT
 	RoleDenied  = nodeSgRoleSG_ROLE_DENIED
+	RoleRelay   = nodeSgRoleSG_ROLE_RELAY // of sockets, not of containers
 )
 
 // Flags of a policy (enum sg_policy_flags).
@@ -70,6 +77,7 @@ const (
 	PolicyAccelerateNode uint32 = 1024
 	// PolicyAccelerateUnseen leaves out containers with ContainerIOUring.
 	PolicyAccelerateUnseen uint32 = 2048
+	PolicyTLSDeferred      uint32 = 4096
 )
 
 // Flags of a container (enum sg_container_flags). ContainerKTLS is in map identity alone.
@@ -84,7 +92,9 @@ const (
 	SockRedirected uint32 = 1
 	SockDNS        uint32 = 2
 	SockPassive    uint32 = 4
+	SockOrigdst    uint32 = 8
 	SockSent       uint32 = 16
+	SockRelayed    uint32 = 256
 )
 
 // Flags of a subject (enum sg_subject_flags).
@@ -213,6 +223,7 @@ var counterInfos = []CounterInfo{
 	{nodeSgCounterSG_DROP_PROCESS, "process", true, "socket of an executable that may have none"},
 	{nodeSgCounterSG_DROP_UNIX, "unix", true, "UNIX socket that no rule lets it reach"},
 	{nodeSgCounterSG_DROP_STRANGER, "stranger", true, "process of another container that moved into this cgroup"},
+	{nodeSgCounterSG_DROP_TLS_KEYS, "tls_keys", true, "TLS keys that no relay could take"},
 }
 
 // String returns the counter's name.

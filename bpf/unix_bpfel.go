@@ -63,7 +63,7 @@ type unixSgContainerInfo struct {
 
 type unixSgCounters struct {
 	_ structs.HostLayout
-	V [32]uint64
+	V [33]uint64
 }
 
 type unixSgExecutable struct {
@@ -80,14 +80,7 @@ type unixSgListenerKey struct {
 	Port        uint16
 	Ipv6        uint8
 	Slot        uint8
-	Reserved    uint32
-}
-
-type unixSgOrig struct {
-	_      structs.HostLayout
-	Addr   unixSgAddr
-	Port   uint16
-	Family uint16
+	Relay       uint32
 }
 
 type unixSgPod struct {
@@ -125,6 +118,8 @@ type unixSgPolicy struct {
 		Hi uint16
 	}
 	Subjects [8]uint16
+	Tls      uint16
+	Unused   [3]uint16
 }
 
 type unixSgPolicyInfo struct {
@@ -149,6 +144,18 @@ type unixSgPrefixKey struct {
 	Revision  uint32
 	Ipv4      uint32
 	Addr      unixSgAddr
+}
+
+type unixSgRoute struct {
+	_    structs.HostLayout
+	Orig struct {
+		_      structs.HostLayout
+		Addr   unixSgAddr
+		Port   uint16
+		Family uint16
+	}
+	Pid      uint32
+	CgroupId uint64
 }
 
 type unixSgRuleInfo struct {
@@ -218,14 +225,41 @@ type unixSgSock struct {
 	CgroupId    uint64
 	Role        uint32
 	Flags       uint32
-	Orig        unixSgOrig
-	Reserved    uint32
+	Orig        struct {
+		_      structs.HostLayout
+		Addr   unixSgAddr
+		Port   uint16
+		Family uint16
+	}
+	Pid    uint32
+	App    uint64
+	Keys   uint32
+	Unused uint32
 }
 
 type unixSgSubjectKey struct {
 	_        structs.HostLayout
 	Revision uint32
 	Subject  uint32
+}
+
+type unixSgTlsPolicy struct {
+	_ structs.HostLayout
+	B [4096]uint8
+}
+
+type unixSgTlsPolicyKey struct {
+	_        structs.HostLayout
+	Revision uint32
+	N        uint32
+}
+
+type unixSgTlsTarget struct {
+	_           structs.HostLayout
+	NetnsCookie uint64
+	Addr        unixSgAddr
+	Port        uint16
+	Reserved    [3]uint16
 }
 
 type unixSgTuple struct {
@@ -297,6 +331,9 @@ const (
 	unixMapSeenUnix       = "seen_unix"
 	unixMapSocks          = "socks"
 	unixMapSubjects       = "subjects"
+	unixMapTlsPolicies    = "tls_policies"
+	unixMapTlsRings       = "tls_rings"
+	unixMapTlsTargets     = "tls_targets"
 	unixMapUnixRules      = "unix_rules"
 	unixProgSgConnectUnix = "sg_connect_unix"
 	unixProgSgSendmsgUnix = "sg_sendmsg_unix"
@@ -381,6 +418,9 @@ type unixMapSpecs struct {
 	SeenUnix      *ebpf.MapSpec `ebpf:"seen_unix"`
 	Socks         *ebpf.MapSpec `ebpf:"socks"`
 	Subjects      *ebpf.MapSpec `ebpf:"subjects"`
+	TlsPolicies   *ebpf.MapSpec `ebpf:"tls_policies"`
+	TlsRings      *ebpf.MapSpec `ebpf:"tls_rings"`
+	TlsTargets    *ebpf.MapSpec `ebpf:"tls_targets"`
 	UnixRules     *ebpf.MapSpec `ebpf:"unix_rules"`
 }
 
@@ -439,6 +479,9 @@ type unixMaps struct {
 	SeenUnix      *ebpf.Map `ebpf:"seen_unix"`
 	Socks         *ebpf.Map `ebpf:"socks"`
 	Subjects      *ebpf.Map `ebpf:"subjects"`
+	TlsPolicies   *ebpf.Map `ebpf:"tls_policies"`
+	TlsRings      *ebpf.Map `ebpf:"tls_rings"`
+	TlsTargets    *ebpf.Map `ebpf:"tls_targets"`
 	UnixRules     *ebpf.Map `ebpf:"unix_rules"`
 }
 
@@ -473,6 +516,9 @@ func (m *unixMaps) Close() error {
 		m.SeenUnix,
 		m.Socks,
 		m.Subjects,
+		m.TlsPolicies,
+		m.TlsRings,
+		m.TlsTargets,
 		m.UnixRules,
 	)
 }

@@ -16,7 +16,7 @@ import (
 	"sidegate/bpf/verdicts"
 )
 
-const unknownRole = 5 // the first number that is no role
+const unknownRole = 6 // the first number that is no role
 
 // What else a protocol may be.
 const (
@@ -171,7 +171,7 @@ var otherRoles = []struct {
 	{"sidecar", uint32(RoleSidecar), true, verdict{}},
 	{"exempt", uint32(RoleExempt), true, verdict{}},
 	{"denied", uint32(RoleDenied), false, denyInit},
-	{"unknown 5", unknownRole, false, denyUnregistered},
+	{"the relay's", unknownRole, false, denyUnregistered},
 	{"unknown 255", 255, false, denyUnregistered},
 	{"unknown 257", 257, false, denyUnregistered}, // 1 as one byte
 	{"unknown 2^32-1", 1<<32 - 1, false, denyUnregistered},
@@ -489,7 +489,8 @@ func TestBind(t *testing.T) {
 		{"exempt", uint32(RoleExempt), allow, denyBind},
 		{"dead", uint32(RoleDead), denyUnregistered, denyUnregistered},
 		{"denied", uint32(RoleDenied), denyInit, denyInit},
-		{"unknown 5", unknownRole, denyUnregistered, denyUnregistered},
+		{"the relay's", uint32(RoleRelay), denyUnregistered, denyUnregistered},
+		{"unknown 6", unknownRole, denyUnregistered, denyUnregistered},
 		{"unknown 257", 257, denyUnregistered, denyUnregistered},
 		{"unknown 2^32-1", 1<<32 - 1, denyUnregistered, denyUnregistered},
 	} {
@@ -509,6 +510,17 @@ func TestBind(t *testing.T) {
 	check(t, j, "bind", in, answer{verdict: allow})
 	in.Port = 1
 	check(t, j, "bind", in, answer{verdict: denyBind})
+
+	t.Run("the relay's port is nobody's", func(t *testing.T) {
+		in := verdicts.Case{Policy: meshPolicy(), Role: uint32(RoleSidecar), Port: 15443}
+		check(t, j, "bind", in, answer{verdict: allow})
+		in.Policy.Tls = 15443
+		check(t, j, "bind", in, answer{verdict: denyBind})
+		in.Port = 15001
+		check(t, j, "bind", in, answer{verdict: allow})
+		in.Port, in.Policy.Tls = 0, 0
+		check(t, j, "bind", in, answer{verdict: allow})
+	})
 }
 
 func TestPackets(t *testing.T) {
@@ -644,6 +656,17 @@ func TestSteer(t *testing.T) {
 		check(t, j, "steer", in, answer{steer: outbound})
 		in.FromOutside = 1
 		check(t, j, "steer", in, answer{steer: refuse})
+	})
+	t.Run("the relay's port", func(t *testing.T) {
+		in := verdicts.Case{Port: 15443, Policy: meshPolicy()}
+		in.Policy.Tls = 15443
+		check(t, j, "steer", in, answer{steer: verdicts.SteerTLS})
+		in.FromOutside = 1
+		check(t, j, "steer", in, answer{steer: refuse})
+		in.Excluded = 1
+		check(t, j, "steer", in, answer{steer: refuse})
+		in = verdicts.Case{Port: 0, Policy: meshPolicy()} // which no policy with 0 means
+		check(t, j, "steer", in, answer{steer: none})
 	})
 	t.Run("no DNS port", func(t *testing.T) {
 		in := verdicts.Case{Port: 15053, Policy: meshPolicy(), FromOutside: 1}

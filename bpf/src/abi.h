@@ -13,7 +13,7 @@
 
 #include <linux/types.h>
 
-#define SG_ABI 4
+#define SG_ABI 5
 
 /* What a container is to its pod. DEAD is what zeroed memory says. */
 enum sg_role {
@@ -23,6 +23,7 @@ enum sg_role {
 	SG_ROLE_SIDECAR = 2, /* not redirected, owns the reserved ports */
 	SG_ROLE_EXEMPT = 3, /* left alone by request: init: direct, role none */
 	SG_ROLE_DENIED = 4, /* init: deny */
+	SG_ROLE_RELAY = 5, /* of sockets only: sidegate-tls, on loopback */
 };
 
 enum sg_proto {
@@ -106,13 +107,14 @@ enum sg_counter {
 	SG_DROP_PROCESS = 29, /* executable that may have no sockets */
 	SG_DROP_UNIX = 30, /* UNIX socket that no rule lets it reach */
 	SG_DROP_STRANGER = 31, /* process of another container in its cgroup */
-	SG_COUNTERS = 32,
+	SG_DROP_TLS_KEYS = 32, /* TLS keys that no relay could take */
+	SG_COUNTERS = 33,
 };
 
 struct sg_counters {
 	__u64 v[SG_COUNTERS];
 };
-_Static_assert(sizeof(struct sg_counters) == 256, "ABI");
+_Static_assert(sizeof(struct sg_counters) == 264, "ABI");
 
 struct sg_addr {
 	__u8 b[16];
@@ -163,6 +165,9 @@ enum sg_policy_flags {
 	SG_POLICY_ACCELERATE_NODE = 1024, /* and of two pods' sidecars */
 	/* Not those of SG_CONTAINER_IOURING. */
 	SG_POLICY_ACCELERATE_UNSEEN = 2048,
+	/* The relay has the connection to the server, and the sidecar one to
+	 * the relay instead: map tls_targets. */
+	SG_POLICY_TLS_DEFERRED = 4096,
 };
 
 /*
@@ -178,8 +183,10 @@ struct sg_policy {
 	__u16 nreserved;
 	struct sg_ports reserved[SG_MAX_RESERVED];
 	__u16 subjects[SG_SUBJECT_ROLES]; /* enum sg_subject_flags */
+	__u16 tls; /* 0: connections go to outbound, not to the relay */
+	__u16 unused[3];
 };
-_Static_assert(sizeof(struct sg_policy) == 80, "ABI");
+_Static_assert(sizeof(struct sg_policy) == 88, "ABI");
 
 /* One pod: value of map pods, by netns cookie. */
 struct sg_pod {
@@ -337,6 +344,7 @@ enum sg_sock_flags {
 	SG_SOCK_CALLED = 32, /* has got a datagram: may answer */
 	SG_SOCK_AGENT = 64, /* a runtime's own, which stays on loopback */
 	SG_SOCK_PLAIN = 128, /* has an option that acceleration would break */
+	SG_SOCK_RELAYED = 256, /* connect was sent to the TLS relay */
 };
 
 struct sg_orig {
@@ -353,9 +361,12 @@ struct sg_sock {
 	enum sg_role role;
 	__u32 flags; /* enum sg_sock_flags */
 	struct sg_orig orig;
-	__u32 reserved;
+	__u32 pid; /* of who connected, where a relay wants to know */
+	__u64 app; /* of a relay's: cgroup of the container that connected */
+	__u32 keys; /* how many were handed over for it */
+	__u32 unused;
 };
-_Static_assert(sizeof(struct sg_sock) == 48, "ABI");
+_Static_assert(sizeof(struct sg_sock) == 64, "ABI");
 
 /* A connection on loopback as its client sees it: key of map origdst. */
 struct sg_tuple {
@@ -367,6 +378,81 @@ struct sg_tuple {
 	__u32 reserved;
 };
 _Static_assert(sizeof(struct sg_tuple) == 48, "ABI");
+
+/* Where it wanted to go, and who: value of map origdst. */
+struct sg_route {
+	struct sg_orig orig;
+	__u32 pid; /* see sg_sock */
+	__u64 cgroup_id; /* of the app's container */
+};
+_Static_assert(sizeof(struct sg_route) == 32, "ABI");
+
+enum sg_tls_state {
+	SG_TLS_FREE = 0,
+	SG_TLS_BUSY = 1, /* being written by a program */
+	SG_TLS_READY = 2, /* the relay's to read, wipe and free */
+};
+
+enum sg_tls_dir {
+	SG_TLS_TX = 1, /* as setsockopt's option: what the app sends */
+	SG_TLS_RX = 2,
+};
+
+#define SG_TLS_INFO 56 /* bytes of the longest struct that is known */
+
+/*
+ * Traffic keys as an app's TLS library gave them to the kernel: a slot of
+ * sg_tls_ring.
+ */
+struct sg_tls_keys {
+	__u32 state; /* enum sg_tls_state */
+	__u32 n; /* counts up: the order of what is ready */
+	struct sg_tuple tuple;
+	__u64 cgroup_id; /* of the app's container */
+	__u32 pid; /* of who gave them */
+	__u8 dir; /* enum sg_tls_dir */
+	__u8 len;
+	__u8 reserved[2];
+	__u8 info[SG_TLS_INFO]; /* struct tls12_crypto_info_* */
+};
+_Static_assert(sizeof(struct sg_tls_keys) == 128, "ABI");
+
+#define SG_TLS_SLOTS 128
+#define SG_TLS_MOST 64 /* keys of one connection: two, and key updates */
+
+/* What one pod's apps hand over: the only value of an inner map of tls_rings.
+ */
+struct sg_tls_ring {
+	__u64 given; /* how many were made ready: the relay polls this word */
+	__u32 next;
+	__u32 reserved;
+	struct sg_tls_keys slots[SG_TLS_SLOTS];
+};
+_Static_assert(sizeof(struct sg_tls_ring) == 16 + 128 * SG_TLS_SLOTS, "ABI");
+
+/*
+ * A destination that stands for one TLS session: the server's address, and a
+ * port of the relay's choice. Key of map tls_targets.
+ */
+struct sg_tls_target {
+	__u64 netns_cookie;
+	struct sg_addr addr;
+	__u16 port;
+	__u16 reserved[3];
+};
+_Static_assert(sizeof(struct sg_tls_target) == 32, "ABI");
+
+#define SG_TLS_CHUNK 4096
+
+/* A piece of what the relay reads of a policy: key of map tls_policies. */
+struct sg_tls_policy_key {
+	__u32 revision;
+	__u32 n; /* of the piece, from 0 */
+};
+
+struct sg_tls_policy {
+	__u8 b[SG_TLS_CHUNK]; /* JSON; zeros behind it */
+};
 
 /*
  * An end of an accelerated connection: key of map ends; with side 0 key of map
@@ -432,7 +518,7 @@ struct sg_listener_key {
 	__u16 port;
 	__u8 ipv6; /* 0: AF_INET, 1: AF_INET6 */
 	__u8 slot;
-	__u32 reserved;
+	__u32 relay; /* 1: the relay's, put by itself; 0: the sidecar's */
 };
 _Static_assert(sizeof(struct sg_listener_key) == 16, "ABI");
 

@@ -233,6 +233,27 @@ SG_INLINE int sg_audits(struct bpf_sock_addr *ctx,
 	return 1;
 }
 
+/*
+ * Whether the sidecar goes on with a TLS session of the relay's. Where that
+ * leads has been asked about when the app connected.
+ */
+SG_INLINE int sg_is_tls_target(struct bpf_sock_addr *ctx,
+			       const struct sg_container *self,
+			       const struct sg_policy *policy,
+			       const struct sg_addr *addr)
+{
+	struct sg_tls_target key = {
+		.netns_cookie = self->netns_cookie,
+		.addr = *addr,
+		.port = bpf_ntohs(ctx->user_port),
+	};
+
+	return self->role == SG_ROLE_SIDECAR &&
+	       (policy->flags & SG_POLICY_TLS_DEFERRED) &&
+	       ctx->protocol == SG_IPPROTO_TCP &&
+	       bpf_map_lookup_elem(&tls_targets, &key);
+}
+
 SG_INLINE int sg_do_connect(struct bpf_sock_addr *ctx, int v6)
 {
 	struct sg_container *self = sg_self();
@@ -244,6 +265,7 @@ SG_INLINE int sg_do_connect(struct bpf_sock_addr *ctx, int v6)
 	struct sg_end end;
 	struct sg_sock *s;
 	__u64 cookie;
+	__u16 port;
 	int audits;
 
 	if (!self)
@@ -266,13 +288,19 @@ SG_INLINE int sg_do_connect(struct bpf_sock_addr *ctx, int v6)
 	f.port = bpf_ntohs(ctx->user_port);
 	f.local = !!sg_is_local(cookie, &addr);
 	f.ruled = !!(end.flags & SG_SUBJECT_RULED);
+	if (sg_is_tls_target(ctx, self, policy, &addr)) {
+		v = sg_is(SG_REDIRECT, SG_COUNT_REDIRECT);
+		goto decided;
+	}
 	if (f.local)
 		f.inside = sg_connect_inside(ctx, policy, &end, &addr, f.proto,
 					     f.port, s->flags, &what.peer);
 	else
 		sg_connect_outside(ctx, policy, &end, &addr, s->flags, &f);
 	v = sg_verdict_connect(self->role, &f, policy);
-	s->flags &= ~(SG_SOCK_REDIRECTED | SG_SOCK_DNS | SG_SOCK_ORIGDST);
+decided:
+	s->flags &= ~(SG_SOCK_REDIRECTED | SG_SOCK_DNS | SG_SOCK_ORIGDST |
+		      SG_SOCK_RELAYED);
 	s->orig.family = 0;
 	if (policy->flags & SG_POLICY_AUDIT) {
 		what.addr = addr;
@@ -307,10 +335,16 @@ SG_INLINE int sg_do_connect(struct bpf_sock_addr *ctx, int v6)
 	s->orig.addr = addr;
 	s->orig.port = f.port;
 	s->orig.family = sg_is_v4(&addr) ? SG_AF_INET : SG_AF_INET6;
+	port = v.action == SG_REDIRECT ? policy->outbound : policy->dns;
+	if (v.action == SG_REDIRECT && policy->tls) {
+		port = policy->tls;
+		s->flags |= SG_SOCK_RELAYED;
+		s->keys = 0;
+		s->pid = bpf_get_current_pid_tgid() >> 32;
+	}
 	to = sg_loopback_for(&addr);
 	sg_set_user_addr(ctx, v6, &to);
-	ctx->user_port = bpf_htons(v.action == SG_REDIRECT ? policy->outbound
-							   : policy->dns);
+	ctx->user_port = bpf_htons(port);
 	return SG_PROCEED;
 }
 
@@ -440,8 +474,6 @@ SG_INLINE int sg_do_bind(__u16 port, __u8 proto)
 
 	if (!self)
 		return SG_REJECT;
-	if (self->role == SG_ROLE_SIDECAR)
-		return SG_PROCEED;
 	policy = sg_policy_of(self->netns_cookie);
 	if (!policy) {
 		sg_count(self->cgroup_id, SG_DROP_UNREGISTERED);

@@ -189,6 +189,16 @@ SG_INLINE int sg_do_device(struct __sk_buff *skb)
 	}
 	if (s->netns_cookie != cookie)
 		return sg_dev_drop(cookie, SG_DROP_UNREGISTERED);
+	if (s->role == SG_ROLE_RELAY) {
+		if (!(policy->flags & SG_POLICY_TLS_DEFERRED))
+			return sg_dev_drop(cookie, SG_DROP_UNREGISTERED);
+		if (sg_parse(skb, ETH_HLEN, &p))
+			return sg_dev_drop(cookie, SG_DROP_MALFORMED);
+		return p.proto == SG_IPPROTO_TCP &&
+				       !sg_is_local(cookie, &p.daddr)
+			       ? SG_DEV_PASS
+			       : sg_dev_drop(cookie, SG_DROP_DEVICE);
+	}
 	c = bpf_map_lookup_elem(&containers, &s->cgroup_id);
 	if (!c)
 		return sg_dev_drop(cookie, SG_DROP_UNREGISTERED);

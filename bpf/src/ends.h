@@ -94,6 +94,8 @@ SG_INLINE void sg_ops_active(struct bpf_sock_ops *ctx, struct bpf_sock *sk,
 
 	if (s->role != SG_ROLE_APP && s->role != SG_ROLE_SIDECAR)
 		return;
+	if (s->flags & SG_SOCK_RELAYED)
+		return; /* the relay is no container */
 	sg_ops_tuple(ctx, s->netns_cookie, 0, &t);
 	if (s->role == SG_ROLE_APP) {
 		if (!(s->flags & SG_SOCK_REDIRECTED) &&

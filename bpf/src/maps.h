@@ -31,14 +31,15 @@ struct {
 
 /*
  * Cgroups of runtimes that serve containers in their own network namespaces, as
- * Docker does names: their sockets are let live there, on loopback.
+ * Docker does names, and of the TLS relay: their sockets are let live there, on
+ * loopback.
  * inserted by: user space; deleted by: user space, when the cgroup is gone
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 16);
 	__type(key, __u64); /* cgroup id */
-	__type(value, __u8);
+	__type(value, __u8); /* role of its sockets: DEAD or RELAY */
 } agents SEC(".maps");
 
 /*
@@ -208,16 +209,17 @@ struct {
  * Where a redirected connection wanted to go, until the sidecar accepted it.
  * Not an LRU: an app that opens connections in a loop must not make those of
  * others arrive without their destination. Full means refused.
- * inserted by: sg_sockops TCP_CONNECT of the app, before its SYN is sent
- * deleted by: sg_sockops PASSIVE_ESTABLISHED of the sidecar, or TCP_CLOSE of
- * the app's socket
+ * inserted by: sg_sockops TCP_CONNECT of the app, before its SYN is sent;
+ * sg_relay_sockops of the relay, on its way to the sidecar
+ * deleted by: PASSIVE_ESTABLISHED of the sidecar or the relay, or TCP_CLOSE of
+ * the socket that connected
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1 << 17);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, struct sg_tuple);
-	__type(value, struct sg_orig);
+	__type(value, struct sg_route);
 } origdst SEC(".maps");
 
 /*
@@ -233,8 +235,8 @@ struct {
 } pending SEC(".maps");
 
 /*
- * The sidecars' listening sockets, by port.
- * inserted by: sg_sockops TCP_LISTEN of a sidecar
+ * The sidecars' listening sockets, and the relay's in each pod, by port.
+ * inserted by: sg_sockops TCP_LISTEN of a sidecar; the relay
  * deleted by: the kernel when the socket closes
  */
 struct {
@@ -243,6 +245,50 @@ struct {
 	__type(key, struct sg_listener_key);
 	__type(value, __u64);
 } listeners SEC(".maps");
+
+/*
+ * TLS keys on their way to the relay, of each pod whose policy asks for them.
+ * Memory of the relay's own: it wipes what it has read. One for each pod, so
+ * that no pod fills another's.
+ * inserted by: the relay, with its listeners in the pod
+ * deleted by: the relay when the pod is gone, or the next one when it begins
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH_OF_MAPS);
+	__uint(max_entries, SG_MAX_PODS);
+	__type(key, __u64); /* netns cookie */
+	__array(
+		values, struct {
+			__uint(type, BPF_MAP_TYPE_ARRAY);
+			__uint(max_entries, 1);
+			__uint(map_flags, BPF_F_MMAPABLE);
+			__uint(key_size, sizeof(__u32));
+			__uint(value_size, sizeof(struct sg_tls_ring));
+		});
+} tls_rings SEC(".maps");
+
+/*
+ * Where a sidecar connects to go on with what it got from the relay in
+ * plaintext.
+ * inserted by: the relay, before the sidecar gets the connection
+ * deleted by: the relay after it; user space with the pod
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1 << 16);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct sg_tls_target);
+	__type(value, __u8);
+} tls_targets SEC(".maps");
+
+/* As rules: inserted and deleted by user space with the revision. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, SG_MAX_POLICIES * 16);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct sg_tls_policy_key);
+	__type(value, struct sg_tls_policy);
+} tls_policies SEC(".maps");
 
 /*
  * Addresses that are a managed pod's on this node, from outside of it.

@@ -75,11 +75,13 @@ int sg_pod_host(struct __sk_buff *skb)
 	return SG_DEV_PASS;
 }
 
-SG_GLOBAL int sg_assign(struct bpf_sk_lookup *ctx, __u16 port, __u8 ipv6)
+SG_GLOBAL int sg_assign(struct bpf_sk_lookup *ctx, __u16 port, __u8 ipv6,
+			__u32 relay)
 {
 	struct sg_listener_key key = {
 		.port = port,
 		.ipv6 = ipv6,
+		.relay = relay,
 	};
 	struct sg_slot *slot = sg_my_slot();
 
@@ -119,7 +121,7 @@ int sg_pod_lookup(struct bpf_sk_lookup *ctx)
 	struct sg_policy *policy;
 	int outside, excluded = 0;
 	__u64 cookie;
-	__u32 steer;
+	__u32 steer, relay = 0;
 	__u16 port;
 
 	sg_barrier();
@@ -156,13 +158,17 @@ int sg_pod_lookup(struct bpf_sk_lookup *ctx)
 	case SG_STEER_OUTBOUND:
 		port = policy->outbound;
 		break;
+	case SG_STEER_TLS:
+		port = policy->tls;
+		relay = 1;
+		break;
 	default:
 		return sg_pod_refuse(cookie, SG_DROP_OUTBOUND_PORT) ? SK_PASS
 								    : SK_DROP;
 	}
 	/* An IPv6 listener that is not v6only takes IPv4 too. */
-	if (!sg_assign(ctx, port, ctx->family == SG_AF_INET6) ||
-	    (ctx->family == SG_AF_INET && !sg_assign(ctx, port, 1))) {
+	if (!sg_assign(ctx, port, ctx->family == SG_AF_INET6, relay) ||
+	    (ctx->family == SG_AF_INET && !sg_assign(ctx, port, 1, relay))) {
 		if (outside)
 			sg_count_pod(cookie, SG_COUNT_STEERED);
 		return SK_PASS;

@@ -16,6 +16,7 @@
 #include "sock.h"
 #include "skb.h"
 #include "guard.h"
+#include "tls.h"
 #include "device.h"
 
 /* bpf_set_retval, sk_storage in sock_create and others need the GPL. */

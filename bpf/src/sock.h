@@ -61,7 +61,7 @@ record:
 }
 
 /* 0 if origdst has the connection now. A tuple that was left is used again. */
-SG_INLINE int sg_origdst_put(const struct sg_tuple *t, const struct sg_orig *o)
+SG_INLINE int sg_origdst_put(const struct sg_tuple *t, const struct sg_route *o)
 {
 	__u64 *n = bpf_map_lookup_elem(&pending, &t->netns_cookie);
 
@@ -85,16 +85,24 @@ SG_INLINE void sg_origdst_delete(const struct sg_tuple *t)
 		__sync_fetch_and_add(n, -1);
 }
 
-/* The app's SYN is about to be sent: its source port is known now. */
+/*
+ * The SYN of a connection that was redirected is about to be sent: its source
+ * port is known now.
+ */
 SG_INLINE void sg_ops_connect(struct bpf_sock_ops *ctx, struct sg_sock *s)
 {
-	struct sg_orig orig = s->orig;
+	int relay = s->role == SG_ROLE_RELAY;
+	struct sg_route route = {
+		.orig = s->orig,
+		.pid = s->pid,
+		.cgroup_id = relay ? s->app : s->cgroup_id,
+	};
 	struct sg_tuple t;
 
-	if (s->role != SG_ROLE_APP || !(s->flags & SG_SOCK_REDIRECTED))
+	if (!(s->flags & SG_SOCK_REDIRECTED))
 		return;
 	sg_ops_tuple(ctx, s->netns_cookie, 0, &t);
-	if (sg_origdst_put(&t, &orig)) {
+	if (sg_origdst_put(&t, &route)) {
 		/* sg_egress stops the SYN: the flag below is not set. */
 		sg_count(s->cgroup_id, SG_DROP_ORIGDST_FULL);
 		return;
@@ -110,7 +118,8 @@ SG_INLINE void sg_ops_state(struct bpf_sock_ops *ctx, struct bpf_sock *sk,
 
 	if (ctx->args[1] != BPF_TCP_CLOSE)
 		return;
-	sg_ops_gone(sk);
+	if (sk)
+		sg_ops_gone(sk);
 	if (!(s->flags & SG_SOCK_ORIGDST))
 		return;
 	sg_ops_tuple(ctx, s->netns_cookie, 0, &t);
@@ -121,7 +130,7 @@ SG_INLINE void sg_ops_state(struct bpf_sock_ops *ctx, struct bpf_sock *sk,
 SG_INLINE void sg_ops_accept(struct bpf_sock_ops *ctx, struct sg_sock *s,
 			     const struct sg_policy *policy)
 {
-	struct sg_orig *orig;
+	struct sg_route *route;
 	struct sg_tuple t;
 
 	s->flags |= SG_SOCK_PASSIVE;
@@ -129,9 +138,9 @@ SG_INLINE void sg_ops_accept(struct bpf_sock_ops *ctx, struct sg_sock *s,
 	if (s->role != SG_ROLE_SIDECAR)
 		return;
 	sg_ops_tuple(ctx, s->netns_cookie, 1, &t);
-	orig = bpf_map_lookup_elem(&origdst, &t);
-	if (orig) {
-		s->orig = *orig;
+	route = bpf_map_lookup_elem(&origdst, &t);
+	if (route) {
+		s->orig = route->orig;
 		sg_origdst_delete(&t);
 		sg_count(s->cgroup_id, SG_COUNT_ACCEPT_OUT);
 	} else if (ctx->local_port != policy->outbound) {

@@ -280,7 +280,10 @@ SG_INLINE struct sg_verdict sg_verdict_bind(__u32 role, __u16 port,
 {
 	switch (role) {
 	case SG_ROLE_SIDECAR:
-		return sg_is(SG_ALLOW, 0);
+		/* Not even: it would get what nobody has judged. */
+		return port && port == policy->tls
+			       ? sg_is(SG_DENY, SG_DROP_BIND)
+			       : sg_is(SG_ALLOW, 0);
 	case SG_ROLE_DENIED:
 		return sg_is(SG_DENY, SG_DROP_INIT);
 	case SG_ROLE_APP:
@@ -358,6 +361,7 @@ enum sg_steer {
 	SG_STEER_INBOUND = 1, /* the sidecar's inbound listener, or refuse */
 	SG_STEER_OUTBOUND = 2, /* the sidecar's outbound listener, or refuse */
 	SG_STEER_REFUSE = 3,
+	SG_STEER_TLS = 4, /* the relay's listener, or refuse */
 };
 
 /*
@@ -368,6 +372,8 @@ enum sg_steer {
 SG_INLINE __u32 sg_verdict_steer(__u16 port, int from_outside, int excluded,
 				 const struct sg_policy *policy)
 {
+	if (policy->tls && port == policy->tls)
+		return from_outside ? SG_STEER_REFUSE : SG_STEER_TLS;
 	if (!from_outside) {
 		if (port == policy->outbound)
 			return SG_STEER_OUTBOUND;

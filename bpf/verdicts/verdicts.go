@@ -51,6 +51,7 @@ const (
 	SteerInbound  = verdictsSgSteerSG_STEER_INBOUND
 	SteerOutbound = verdictsSgSteerSG_STEER_OUTBOUND
 	SteerRefuse   = verdictsSgSteerSG_STEER_REFUSE
+	SteerTLS      = verdictsSgSteerSG_STEER_TLS
 )
 
 // Judge runs the functions. The caller owns it until Close.

@@ -152,12 +152,13 @@ const (
 	verdictsSgCounterSG_DROP_PROCESS        verdictsSgCounter = 29
 	verdictsSgCounterSG_DROP_UNIX           verdictsSgCounter = 30
 	verdictsSgCounterSG_DROP_STRANGER       verdictsSgCounter = 31
-	verdictsSgCounterSG_COUNTERS            verdictsSgCounter = 32
+	verdictsSgCounterSG_DROP_TLS_KEYS       verdictsSgCounter = 32
+	verdictsSgCounterSG_COUNTERS            verdictsSgCounter = 33
 )
 
 type verdictsSgCounters struct {
 	_ structs.HostLayout
-	V [32]uint64
+	V [33]uint64
 }
 
 type verdictsSgEnd struct {
@@ -213,14 +214,7 @@ type verdictsSgListenerKey struct {
 	Port        uint16
 	Ipv6        uint8
 	Slot        uint8
-	Reserved    uint32
-}
-
-type verdictsSgOrig struct {
-	_      structs.HostLayout
-	Addr   verdictsSgAddr
-	Port   uint16
-	Family uint16
+	Relay       uint32
 }
 
 type verdictsSgOutside struct {
@@ -279,6 +273,8 @@ type verdictsSgPolicy struct {
 	Nreserved uint16
 	Reserved  [12]verdictsSgPorts
 	Subjects  [8]uint16
+	Tls       uint16
+	Unused    [3]uint16
 }
 
 type verdictsSgPolicyInfo struct {
@@ -331,7 +327,20 @@ const (
 	verdictsSgRoleSG_ROLE_SIDECAR verdictsSgRole = 2
 	verdictsSgRoleSG_ROLE_EXEMPT  verdictsSgRole = 3
 	verdictsSgRoleSG_ROLE_DENIED  verdictsSgRole = 4
+	verdictsSgRoleSG_ROLE_RELAY   verdictsSgRole = 5
 )
+
+type verdictsSgRoute struct {
+	_    structs.HostLayout
+	Orig struct {
+		_      structs.HostLayout
+		Addr   verdictsSgAddr
+		Port   uint16
+		Family uint16
+	}
+	Pid      uint32
+	CgroupId uint64
+}
 
 type verdictsSgRuleInfo struct {
 	_    structs.HostLayout
@@ -400,8 +409,16 @@ type verdictsSgSock struct {
 	CgroupId    uint64
 	Role        verdictsSgRole
 	Flags       uint32
-	Orig        verdictsSgOrig
-	Reserved    uint32
+	Orig        struct {
+		_      structs.HostLayout
+		Addr   verdictsSgAddr
+		Port   uint16
+		Family uint16
+	}
+	Pid    uint32
+	App    uint64
+	Keys   uint32
+	Unused uint32
 }
 
 type verdictsSgSteer uint32
@@ -411,12 +428,32 @@ const (
 	verdictsSgSteerSG_STEER_INBOUND  verdictsSgSteer = 1
 	verdictsSgSteerSG_STEER_OUTBOUND verdictsSgSteer = 2
 	verdictsSgSteerSG_STEER_REFUSE   verdictsSgSteer = 3
+	verdictsSgSteerSG_STEER_TLS      verdictsSgSteer = 4
 )
 
 type verdictsSgSubjectKey struct {
 	_        structs.HostLayout
 	Revision uint32
 	Subject  uint32
+}
+
+type verdictsSgTlsPolicy struct {
+	_ structs.HostLayout
+	B [4096]uint8
+}
+
+type verdictsSgTlsPolicyKey struct {
+	_        structs.HostLayout
+	Revision uint32
+	N        uint32
+}
+
+type verdictsSgTlsTarget struct {
+	_           structs.HostLayout
+	NetnsCookie uint64
+	Addr        verdictsSgAddr
+	Port        uint16
+	Reserved    [3]uint16
 }
 
 type verdictsSgTuple struct {
@@ -510,6 +547,9 @@ const (
 	verdictsMapSeenUnix        = "seen_unix"
 	verdictsMapSocks           = "socks"
 	verdictsMapSubjects        = "subjects"
+	verdictsMapTlsPolicies     = "tls_policies"
+	verdictsMapTlsRings        = "tls_rings"
+	verdictsMapTlsTargets      = "tls_targets"
 	verdictsMapUnixRules       = "unix_rules"
 	verdictsMapViews           = "views"
 	verdictsProgAskEnd         = "ask_end"
@@ -653,6 +693,9 @@ type verdictsMapSpecs struct {
 	SeenUnix      *ebpf.MapSpec `ebpf:"seen_unix"`
 	Socks         *ebpf.MapSpec `ebpf:"socks"`
 	Subjects      *ebpf.MapSpec `ebpf:"subjects"`
+	TlsPolicies   *ebpf.MapSpec `ebpf:"tls_policies"`
+	TlsRings      *ebpf.MapSpec `ebpf:"tls_rings"`
+	TlsTargets    *ebpf.MapSpec `ebpf:"tls_targets"`
 	UnixRules     *ebpf.MapSpec `ebpf:"unix_rules"`
 	Views         *ebpf.MapSpec `ebpf:"views"`
 }
@@ -716,6 +759,9 @@ type verdictsMaps struct {
 	SeenUnix      *ebpf.Map `ebpf:"seen_unix"`
 	Socks         *ebpf.Map `ebpf:"socks"`
 	Subjects      *ebpf.Map `ebpf:"subjects"`
+	TlsPolicies   *ebpf.Map `ebpf:"tls_policies"`
+	TlsRings      *ebpf.Map `ebpf:"tls_rings"`
+	TlsTargets    *ebpf.Map `ebpf:"tls_targets"`
 	UnixRules     *ebpf.Map `ebpf:"unix_rules"`
 	Views         *ebpf.Map `ebpf:"views"`
 }
@@ -752,6 +798,9 @@ func (m *verdictsMaps) Close() error {
 		m.SeenUnix,
 		m.Socks,
 		m.Subjects,
+		m.TlsPolicies,
+		m.TlsRings,
+		m.TlsTargets,
 		m.UnixRules,
 		m.Views,
 	)
