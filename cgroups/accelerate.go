@@ -18,6 +18,7 @@ import (
 
 	"sidegate/bpf"
 	"sidegate/cgroups/internal/selftest"
+	"sidegate/cgroups/ktls"
 	"sidegate/policy"
 )
 
@@ -218,11 +219,11 @@ func (r *registration) acceleration(info bpf.AccelInfo) error {
 			r.entry.Flags |= bpf.ContainerIOUring
 		}
 	}
-	ktls, err := configuresKTLS(rootOf(r.c.PID) + r.c.Rootfs)
+	asks, err := configuresKTLS(rootOf(r.c.PID) + r.c.Rootfs)
 	if err != nil {
 		return err
 	}
-	if ktls {
+	if asks {
 		r.info.Plain |= plainKTLS
 		return nil
 	}
@@ -231,7 +232,7 @@ func (r *registration) acceleration(info bpf.AccelInfo) error {
 }
 
 // tlsConfigs are where TLS libraries read whether to use the kernel's TLS: OpenSSL's
-// config(5) of Debian and Red Hat, and GnuTLS's.
+// config(5) of Debian and Red Hat, and GnuTLS's; and what Sidegate mounts itself.
 var tlsConfigs = []struct {
 	path string
 	asks *regexp.Regexp
@@ -240,11 +241,16 @@ var tlsConfigs = []struct {
 	{"/etc/pki/tls/openssl.cnf", openSSLAsks},
 	{"/usr/lib/ssl/openssl.cnf", openSSLAsks},
 	{"/usr/local/ssl/openssl.cnf", openSSLAsks},
-	{"/etc/gnutls/config", regexp.MustCompile(`(?im)^\s*ktls\s*=\s*true`)},
-	{"/etc/crypto-policies/back-ends/gnutls.config", regexp.MustCompile(`(?im)^\s*ktls\s*=\s*true`)},
+	{"/etc/gnutls/config", gnuTLSAsks},
+	{"/etc/crypto-policies/back-ends/gnutls.config", gnuTLSAsks},
+	{ktls.Dir + "/openssl.cnf", openSSLAsks},
+	{ktls.Dir + "/gnutls.conf", gnuTLSAsks},
 }
 
-var openSSLAsks = regexp.MustCompile(`(?im)^\s*Options\s*=[^#\n]*\bKTLS\b`)
+var (
+	openSSLAsks = regexp.MustCompile(`(?im)^\s*Options\s*=[^#\n]*\bKTLS\b`)
+	gnuTLSAsks  = regexp.MustCompile(`(?im)^\s*ktls\s*=\s*true`)
+)
 
 // configuresKTLS tells whether a TLS library below root is configured to hand its keys
 // to the kernel. A process that does so without is seen when it does, and its

@@ -97,6 +97,9 @@ func (s *Store) Adopt(ns *Netns, c *Container) (ad Adopted, err error) {
 	if err != nil {
 		return ad, err
 	}
+	if err := s.relayFor(r); err != nil {
+		return ad, errors.Join(fmt.Errorf("container %s: %w", c, err), undo())
+	}
 	a := &adoption{store: s, r: r, fates: make(map[uint64]fate), given: make(map[uint64]bool)}
 	err = a.run()
 	if err == nil {

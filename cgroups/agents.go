@@ -7,13 +7,18 @@ import (
 	"fmt"
 
 	"github.com/cilium/ebpf"
+
+	"sidegate/bpf"
 )
 
 // AddAgent lets the processes in the cgroup of process pid have TCP and UDP sockets on loopback in the network
 // namespaces of managed pods. It is for a runtime that serves its containers there, as Docker's name server does;
 // no other address can be reached by them, and no container under rules answers or hears them. Cgroups below it have
 // no part in that. The root cgroup is refused. Entries of cgroups that are gone are removed.
-func (s *Store) AddAgent(pid int) error {
+func (s *Store) AddAgent(pid int) error { return s.putAgent(pid, bpf.RoleDead) }
+
+// putAgent is AddAgent for sockets that get a record of this role.
+func (s *Store) putAgent(pid int, role bpf.Role) error {
 	keys, err := keysOf[uint64](s.maps.Agents)
 	if err != nil {
 		return err
@@ -38,7 +43,7 @@ func (s *Store) AddAgent(pid int) error {
 	if cg.Path == "/" || cg.Path == s.mount.Root {
 		return fmt.Errorf("process %d is in the root cgroup, as is whoever is in no other: start it as a service, in a cgroup of its own", pid)
 	}
-	if err := s.maps.Agents.Put(cg.ID, uint8(1)); err != nil {
+	if err := s.maps.Agents.Put(cg.ID, uint8(role)); err != nil {
 		return fmt.Errorf("put agent of cgroup %s: %w", cg.Path, err)
 	}
 	return nil

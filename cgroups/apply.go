@@ -99,6 +99,9 @@ func (s *Store) prepare(list []member, have, pol *applied, c *policy.Compiled) (
 		}
 		return errors.Join(errs...)
 	}
+	if err := s.relayForAll(list, pol); err != nil {
+		return undo, err
+	}
 	if pol.entry.Flags&bpf.PolicyWorld != 0 {
 		if err := s.putHostAddrs(); err != nil {
 			return undo, err

@@ -105,8 +105,14 @@ func (s *Store) Attach(ns *Netns, c *Container) (att Attached, err error) {
 	if att.Already, err = s.attached(c, r.entry, s.path("containers", cg.ID)); att.Already || err != nil {
 		return att, err // createRuntime and prestart both listed
 	}
-	_, err = s.register(r)
-	return att, err
+	undo, err := s.register(r)
+	if err != nil {
+		return att, err
+	}
+	if err := s.relayFor(r); err != nil {
+		return att, errors.Join(fmt.Errorf("container %s: %w", c, err), undo())
+	}
+	return att, nil
 }
 
 // ErrHostNetwork is of a container or pod that has no network namespace of its own.
@@ -531,9 +537,7 @@ const waitInterval = 10 * time.Millisecond
 // WaitSidecar returns when the sidecar of the pod listens on its outbound
 // port. It holds no lock, so that the sidecar can be attached meanwhile.
 func WaitSidecar(ctx context.Context, state string, cookie uint64) error {
-	m, err := bpf.OpenMaps(func(name string) (*ebpf.Map, error) {
-		return ebpf.LoadPinnedMap(filepath.Join(VersionDir(state), "maps", name), nil)
-	})
+	m, err := bpf.OpenMaps((&Store{dir: VersionDir(state)}).pinnedMap)
 	if err != nil {
 		return fmt.Errorf("open maps: %w", err)
 	}
@@ -563,7 +567,11 @@ func (s *Store) hasListener(cookie uint64) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	key := bpf.ListenerKey{NetnsCookie: cookie, Port: pol.entry.Outbound}
+	return s.listens(bpf.ListenerKey{NetnsCookie: cookie, Port: pol.entry.Outbound})
+}
+
+// listens tells whether there is a listener at a port, of either family.
+func (s *Store) listens(key bpf.ListenerKey) (bool, error) {
 	for v6 := range uint8(2) {
 		for slot := range uint8(bpf.ListenerSlots) {
 			key.Ipv6, key.Slot = v6, slot

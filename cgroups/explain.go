@@ -3,6 +3,8 @@
 package cgroups
 
 import (
+	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -22,7 +24,8 @@ type PolicyStatus struct {
 	Source      string            `json:"source"` // file:line, or "built in"
 	Revision    uint32            `json:"revision"`
 	Mode        string            `json:"mode"`
-	Settings    string            `json:"settings"` // in a line
+	Settings    string            `json:"settings"`      // in a line
+	TLS         json.RawMessage   `json:"tls,omitempty"` // spec.tls, with its defaults
 	Applied     time.Time         `json:"applied"`
 	Digest      uint64            `json:"-"`
 	Fingerprint uint64            `json:"-"` // of the directory, when it was last read
@@ -77,6 +80,13 @@ func (s *Store) policyStatus(a *applied, cookies []uint64) (PolicyStatus, error)
 		st.Pods = append(st.Pods, bpf.CString(info.Pod[:]))
 	}
 	slices.Sort(st.Pods)
+	if a.entry.Tls != 0 {
+		rules, err := tlsRules(s.maps, a.info.Revision)
+		if err != nil {
+			return st, err
+		}
+		st.TLS = rules
+	}
 	for n := range a.info.Ninfos {
 		r, err := s.rule(a.info.Revision, n+1)
 		if err != nil {
@@ -110,11 +120,24 @@ func Differs(c *policy.Compiled, k PolicyStatus) (bool, error) {
 }
 
 // Lines are the policy as lines to compare.
-func (k PolicyStatus) Lines() []string { return append([]string{k.Settings}, texts(k.Rules)...) }
+func (k PolicyStatus) Lines() []string {
+	return append(append([]string{k.Settings}, tlsLines(k.TLS)...), texts(k.Rules)...)
+}
 
 // PolicyLines are a compiled policy as Lines are one in force.
 func PolicyLines(c *policy.Compiled) []string {
-	return append([]string{settingsLine(policy.NewTables(c, nil).Settings())}, texts(c.Rules)...)
+	return append(append([]string{settingsLine(policy.NewTables(c, nil).Settings())}, tlsLines(c.TLSRules)...), texts(c.Rules)...)
+}
+
+// tlsLines are spec.tls, a line for each key, where there is one.
+func tlsLines(rules []byte) []string {
+	var b bytes.Buffer
+	if len(rules) == 0 || json.Indent(&b, rules, "", "  ") != nil {
+		return nil
+	}
+	lines := strings.Split(b.String(), "\n")
+	lines[0] = "spec.tls: " + lines[0]
+	return lines
 }
 
 func texts(rules []policy.RuleInfo) (lines []string) {
@@ -126,8 +149,8 @@ func texts(rules []policy.RuleInfo) (lines []string) {
 }
 
 func settingsLine(s policy.Settings) string {
-	return fmt.Sprintf("mode %s, outbound %d, inbound %d, dns %d, nonTCP %s, init %s, adminCapabilities %s, sidecar's ports %v",
-		s.Mode, s.Outbound, s.Inbound, s.DNS, s.NonTCP, s.Init, s.AdminCapabilities, s.Reserved)
+	return fmt.Sprintf("mode %s, outbound %d, inbound %d, dns %d, tls %d, nonTCP %s, init %s, adminCapabilities %s, sidecar's ports %v",
+		s.Mode, s.Outbound, s.Inbound, s.DNS, s.TLS, s.NonTCP, s.Init, s.AdminCapabilities, s.Reserved)
 }
 
 // ReasonText says in words what the name of a drop counter means.

@@ -75,6 +75,13 @@ func TestAccelerationOffWords(t *testing.T) {
 }
 
 func TestConfiguresKTLS(t *testing.T) {
+	shipped := func(name string) string {
+		text, err := os.ReadFile(filepath.Join("../contrib/ktls", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
 	for _, c := range []struct {
 		path, text string
 		want       bool
@@ -87,6 +94,8 @@ func TestConfiguresKTLS(t *testing.T) {
 		{"etc/gnutls/config", "[global]\nktls = true\n", true},
 		{"etc/gnutls/config", "[global]\nktls = false\n", false},
 		{"etc/pki/tls/openssl.cnf", "Options=KTLS", true},
+		{"run/sidegate/ktls/openssl.cnf", shipped("openssl.cnf"), true},
+		{"run/sidegate/ktls/gnutls.conf", shipped("gnutls.conf"), true},
 		{"etc/other", "Options = KTLS", false},
 	} {
 		root := t.TempDir()

@@ -328,10 +328,11 @@ func (s *Store) removePod(cookie uint64) error {
 	}
 	errs = append(errs,
 		deleteKeys(s.maps.Origdst, func(k *bpf.Tuple) bool { return k.NetnsCookie == cookie }),
+		deleteKeys(s.maps.TLSTargets, func(k *bpf.TLSTarget) bool { return k.NetnsCookie == cookie }),
 		deleteEntries[bpf.PodAddr, uint8](s.maps.PodAddrs, func(k *bpf.PodAddr) bool { return k.NetnsCookie == cookie }),
 		deleteEntries[bpf.Seen, bpf.SeenCount](s.maps.Seen, func(k *bpf.Seen) bool { return k.NetnsCookie == cookie }),
 		deleteEntries[bpf.SeenUnix, bpf.SeenCount](s.maps.SeenUnix, func(k *bpf.SeenUnix) bool { return k.NetnsCookie == cookie }))
-	for _, m := range []*ebpf.Map{s.maps.Pods, s.maps.PodCounters, s.maps.PodInfo, s.maps.Pending} {
+	for _, m := range []*ebpf.Map{s.maps.Pods, s.maps.PodCounters, s.maps.PodInfo, s.maps.Pending, s.maps.TLSRings} {
 		if err := m.Delete(cookie); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			errs = append(errs, fmt.Errorf("delete pod %d: %w", cookie, err))
 		}

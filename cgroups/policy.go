@@ -315,7 +315,7 @@ func (s *Store) putRevision(c *policy.Compiled, sum uint64, src Source) (_ *appl
 
 // policyEntry translates what a policy says besides its tables.
 func (s *Store) policyEntry(c *policy.Compiled, rev uint32) (e bpf.Policy, err error) {
-	e = bpf.Policy{Revision: rev, Outbound: c.Outbound, Inbound: c.Inbound, Dns: c.DNS}
+	e = bpf.Policy{Revision: rev, Outbound: c.Outbound, Inbound: c.Inbound, Dns: c.DNS, Tls: c.TLSPort}
 	if e.Flags, err = s.accelerationFlags(c.Accelerate); err != nil {
 		return e, err
 	}
@@ -330,6 +330,9 @@ func (s *Store) policyEntry(c *policy.Compiled, rev uint32) (e bpf.Policy, err e
 	}
 	if c.Mode == policy.ModeAudit {
 		e.Flags |= bpf.PolicyAudit
+	}
+	if c.TLS == policy.TLSDeferred {
+		e.Flags |= bpf.PolicyTLSDeferred
 	}
 	if len(c.Prefixes) > 0 {
 		e.Flags |= bpf.PolicyPrefixes
@@ -426,6 +429,9 @@ func (s *Store) putTables(c *policy.Compiled, rev uint32) error {
 	if err := putAll(s.maps.Rules, rules, numbers); err != nil {
 		return err
 	}
+	if err := s.putTLS(c, rev); err != nil {
+		return err
+	}
 	keys, infos := make([]bpf.RuleInfoKey, len(c.Rules)), make([]bpf.RuleInfo, len(c.Rules))
 	for i, r := range c.Rules {
 		keys[i] = bpf.RuleInfoKey{Revision: rev, Rule: uint32(i + 1)}
@@ -463,6 +469,7 @@ func (s *Store) deleteRevision(info *bpf.PolicyInfo) error {
 	if info.Ninfos > 0 {
 		errs = append(errs, deleteMany[bpf.RuleInfoKey, bpf.RuleInfo](s.maps.RuleInfo, func(k *bpf.RuleInfoKey) bool { return k.Revision == rev }))
 	}
+	errs = append(errs, s.deleteTLS(rev))
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}

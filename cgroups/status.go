@@ -41,6 +41,8 @@ type PodStatus struct {
 	Outbound   uint16            `json:"outboundPort"`
 	Inbound    uint16            `json:"inboundPort"`
 	DNS        uint16            `json:"dnsPort,omitempty"`
+	TLS        uint16            `json:"tlsPort,omitempty"` // of the relay
+	Relayed    bool              `json:"relayListening,omitempty"`
 	NonTCP     string            `json:"nonTCP"`
 	Addresses  []netip.Addr      `json:"addresses"`
 	Hooks      []string          `json:"hooks"` // links on the namespace and its devices
@@ -143,6 +145,7 @@ func (s *Store) podStatus() ([]PodStatus, error) {
 			Outbound: pol.entry.Outbound,
 			Inbound:  pol.entry.Inbound,
 			DNS:      pol.entry.Dns,
+			TLS:      pol.entry.Tls,
 			NonTCP:   policy.ActionDeny.String(),
 		}
 		if p.Containers, err = s.containerStatus(cookie, &pol); err != nil {
@@ -161,6 +164,9 @@ func (s *Store) podStatus() ([]PodStatus, error) {
 			return nil, err
 		}
 		if p.Listening, err = s.hasListener(cookie); err != nil {
+			return nil, err
+		}
+		if p.Relayed, err = s.listens(bpf.ListenerKey{NetnsCookie: cookie, Port: p.TLS, Relay: 1}); err != nil {
 			return nil, err
 		}
 		if p.Counters, p.Drops, err = readCounters(s.maps.PodCounters, cookie); err != nil {

@@ -102,14 +102,16 @@ func (s *Store) openMaps() (*Store, error) {
 	if s.maps != nil { // just made
 		return s, nil
 	}
-	m, err := bpf.OpenMaps(func(name string) (*ebpf.Map, error) {
-		return ebpf.LoadPinnedMap(filepath.Join(s.dir, "maps", name), nil)
-	})
+	m, err := bpf.OpenMaps(s.pinnedMap)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open state %s: %w", s.dir, err), s.Close())
 	}
 	s.maps = m
 	return s, nil
+}
+
+func (s *Store) pinnedMap(name string) (*ebpf.Map, error) {
+	return ebpf.LoadPinnedMap(filepath.Join(s.dir, "maps", name), nil)
 }
 
 func lockState(state string, create bool) (*Store, error) {

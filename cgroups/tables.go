@@ -26,7 +26,7 @@ type tables struct {
 func (t *tables) Settings() policy.Settings {
 	e := t.pol.entry
 	st := policy.Settings{
-		Mode: modeOf(e), Outbound: e.Outbound, Inbound: e.Inbound, DNS: e.Dns,
+		Mode: modeOf(e), Outbound: e.Outbound, Inbound: e.Inbound, DNS: e.Dns, TLS: e.Tls,
 		NonTCP: policy.ActionDeny, Init: policy.InitMode(t.pol.info.Init),
 	}
 	if e.Flags&bpf.PolicyNonTCP != 0 {

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -35,7 +36,7 @@ func newDoctor(e *env) *cobra.Command {
 				return err
 			}
 			checks := append(cgroups.ProbeKernel(), probeRuntimes()...)
-			checks = append(checks, probePolicies())
+			checks = append(checks, probePolicies(), probeRelay())
 			if err := printChecks(e.stdout, output, checks); err != nil {
 				return err
 			}
@@ -191,6 +192,37 @@ func probePolicies() cgroups.Check {
 	}
 	if len(list) > 0 {
 		c.Detail = fmt.Sprintf("%s: %d", dir, len(list))
+	}
+	return c
+}
+
+// probeRelay looks for what containers under a policy with TLS do not start without.
+func probeRelay() cgroups.Check {
+	c := cgroups.Check{Name: "TLS relay", Detail: "no policy has TLS", OK: true}
+	list, err := policy.LoadDir(cmp.Or(os.Getenv(policy.DirEnv), policy.DefaultDir))
+	if err != nil {
+		return c // that is another check's
+	}
+	var names []string
+	for _, p := range list {
+		if t := p.Spec.TLS; t != nil && t.Mode != policy.TLSOff {
+			names = append(names, p.Metadata.Name)
+		}
+	}
+	if len(names) == 0 {
+		return c
+	}
+	socket := cgroups.TLSSocket()
+	conn, err := net.Dial("unixpacket", socket)
+	if err != nil {
+		c.OK, c.Required, c.Detail = false, true, err.Error()
+		c.Cost = "apps under " + strings.Join(names, ", ") + " do not start, and the connections of those that run are refused"
+		c.Next = "systemctl enable --now sidegate-tls"
+		return c
+	}
+	c.Detail = "answers at " + socket
+	if err := conn.Close(); err != nil {
+		c.Detail += ": " + err.Error()
 	}
 	return c
 }

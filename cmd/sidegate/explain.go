@@ -285,7 +285,8 @@ func printExplanations(w io.Writer, output string, list []cgroups.Explanation) e
 }
 
 var routeWords = map[policy.Route]string{
-	policy.RouteDirect: "direct", policy.RouteRedirect: "redirected to the sidecar's outbound port", policy.RouteDNS: "redirected to the sidecar's DNS port",
+	policy.RouteRelayed: "redirected to the TLS relay, and by it to the sidecar's outbound port",
+	policy.RouteDirect:  "direct", policy.RouteRedirect: "redirected to the sidecar's outbound port", policy.RouteDNS: "redirected to the sidecar's DNS port",
 	policy.RouteLocal: "inside the pod", policy.RouteSteered: "steered to the sidecar's inbound port, whose rules then apply",
 }
 

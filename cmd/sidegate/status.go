@@ -82,6 +82,13 @@ func printPod(w io.Writer, p cgroups.PodStatus) error {
 	}
 	fmt.Fprintf(w, "  sidecar: outbound %d, inbound %d, %s; not TCP: %s\n", p.Outbound, p.Inbound, dns(p), p.NonTCP)
 	fmt.Fprintf(w, "  %s; namespace hooks: %s\n", listening, strings.Join(p.Hooks, " "))
+	if p.TLS != 0 {
+		relay := "listening"
+		if !p.Relayed {
+			relay = "NOT LISTENING: connections are refused; start sidegate-tls"
+		}
+		fmt.Fprintf(w, "  TLS relay: port %d, %s\n", p.TLS, relay)
+	}
 	fmt.Fprintf(w, "  counters: %s; drops: %s\n", counts(p.Counters), counts(p.Drops))
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "  CONTAINER\tNAME\tROLE\tRUNTIME\tHOOKS\tCOUNTERS\tDROPS")
