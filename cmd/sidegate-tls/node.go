@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/sirupsen/logrus"
+
+	"sidegate/cgroups"
+)
+
+// node is the relay in all pods.
+type node struct {
+	state  string
+	events *events
+	log    *logrus.Logger
+	most   int // connections of a pod
+	rules  rules
+
+	mu    sync.Mutex
+	relay *cgroups.TLSRelay // nil until the state was opened
+	pods  map[uint64]*pod   // by their netns cookies
+}
+
+func newNode(o *options, e *events, log *logrus.Logger) *node {
+	return &node{state: o.state, most: o.connections, events: e, log: log, pods: make(map[uint64]*pod)}
+}
+
+// open opens the state and listens in the pods that are there: this relay may have been
+// restarted.
+func (n *node) open() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.openLocked()
+}
+
+func (n *node) openLocked() error {
+	relay, err := cgroups.NewTLSRelay(n.state)
+	if err != nil {
+		return err
+	}
+	n.relay = relay
+	pods, err := relay.Pods()
+	if err != nil {
+		return err
+	}
+	failed := make(map[uint64]error)
+	for _, p := range pods {
+		if n.pods[p.Cookie] != nil {
+			continue
+		}
+		if err := n.listenLocked(p); err != nil {
+			failed[p.Cookie] = errors.Join(failed[p.Cookie], err)
+		}
+	}
+	for cookie, err := range failed {
+		if n.pods[cookie] == nil {
+			// Its apps are refused. Others are not to suffer, and it may be about to end.
+			n.log.Errorf("listen in pod %d: %v", cookie, err)
+		}
+	}
+	return nil
+}
+
+// serve does what a front-end asks: all, or it is an error.
+func (n *node) serve(req *cgroups.TLSRequest) error {
+	if req.State != n.state {
+		return fmt.Errorf("this relay serves %s, not %s", n.state, req.State)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	current, err := n.currentLocked()
+	if err != nil {
+		return err
+	}
+	if !current {
+		n.log.Info("what was loaded is not what is loaded now: starting over")
+		n.closeLocked()
+		// Whoever asks holds the state's lock, and waits: it is open already.
+		if n.relay, err = cgroups.AgainTLSRelay(n.state); err != nil {
+			return err
+		}
+	}
+	for _, p := range req.Pods {
+		if err := n.listenLocked(p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (n *node) currentLocked() (bool, error) {
+	if n.relay == nil { // starting over has failed
+		return false, nil
+	}
+	return n.relay.Current()
+}
+
+func (n *node) listenLocked(p cgroups.TLSPod) error {
+	if have := n.pods[p.Cookie]; have != nil {
+		if have.listener.Port == p.Port {
+			return nil
+		}
+		// A policy is about to move the port. Connections to the old one go on.
+		have.stop()
+		delete(n.pods, p.Cookie)
+	}
+	l, err := n.relay.Listen(p.PID, p.Cookie, p.Port)
+	if err != nil {
+		return err
+	}
+	n.pods[p.Cookie] = startPod(n, n.relay, l)
+	n.log.Debugf("listening in pod %d, on port %d", p.Cookie, p.Port)
+	return nil
+}
+
+// sweepAll lets go of pods that are gone, or whose policy has no TLS any more.
+func (n *node) sweepAll(ctx context.Context) {
+	tick := time.NewTicker(sweepInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			n.sweep()
+		}
+	}
+}
+
+func (n *node) sweep() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	used := make(map[uint32]bool)
+	for cookie, p := range n.pods {
+		pol, err := n.relay.Policy(cookie)
+		switch {
+		case err == nil && pol.Port == p.listener.Port:
+			p.settled = true
+			used[pol.Revision] = true
+		case err == nil && !p.settled && p.age() < settleTime:
+			// The policy that is to be is not there yet: whoever asked makes it hold now.
+		case errors.Is(err, ebpf.ErrKeyNotExist) && !p.settled && p.age() < settleTime:
+		case err == nil, errors.Is(err, ebpf.ErrKeyNotExist):
+			p.stop()
+			delete(n.pods, cookie)
+			n.log.Debugf("no longer listening in pod %d", cookie)
+		default:
+			n.log.Errorf("look at pod %d: %v", cookie, err)
+		}
+	}
+	n.rules.keep(used)
+}
+
+// settleTime is how long a policy may take from when the relay was asked to listen until it
+// holds.
+const settleTime = 30 * time.Second
+
+func (n *node) close() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.closeLocked()
+}
+
+func (n *node) closeLocked() {
+	for _, p := range n.pods {
+		p.stop()
+	}
+	clear(n.pods)
+	if n.relay != nil {
+		if err := n.relay.Close(); err != nil {
+			n.log.Error(err)
+		}
+		n.relay = nil
+	}
+}
