@@ -17,6 +17,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"sidegate/cgroups"
+	"sidegate/cgroups/ktls"
 	"sidegate/policy"
 )
 
@@ -170,6 +171,9 @@ func (d *driver) register(s *cgroups.Store, ns *cgroups.Netns, c *candidate, req
 	if err != nil {
 		return false, err
 	}
+	if err := checkKTLS(request, c.pid); err != nil {
+		return false, err
+	}
 	entry := d.log.WithFields(logrus.Fields{"object": c.String(), "role": what.Role})
 	if !c.running {
 		att, err := s.Attach(ns, what)
@@ -191,6 +195,21 @@ func (d *driver) register(s *cgroups.Store, ns *cgroups.Netns, c *candidate, req
 		entry.WithFields(logrus.Fields{"sockets": ad.Sockets, "left": ad.Left}).Info("took over a container that runs")
 	}
 	return true, nil
+}
+
+// checkKTLS tells whether a container that asks for it has the configuration for kTLS, which no network driver can mount.
+func checkKTLS(request policy.Request, pid int) error {
+	if request.KTLS != policy.KTLSMount {
+		return nil
+	}
+	has, err := ktls.Mounted(pid)
+	if err == nil && !has {
+		err = fmt.Errorf("nothing is mounted at %s: run it by the runtime wrapper (--runtime sidegate), which does that", ktls.Dir)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", policy.KeyKTLS, err)
+	}
+	return nil
 }
 
 // leave closes an endpoint and takes its device from the pod with this cookie, 0 for none.

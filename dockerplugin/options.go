@@ -162,6 +162,9 @@ func parseEndpoint(r *libnetwork.CreateEndpointRequest) (*endpoint, error) {
 	if _, err := policy.ParseRequest(keys); err != nil {
 		return nil, fmt.Errorf("driver options: %w", err)
 	}
+	if _, has := keys[policy.KeyKTLS]; has {
+		return nil, fmt.Errorf("driver options: %s: no network can mount it: write it as a label of the container, and run that by the runtime wrapper (--runtime sidegate)", policy.KeyKTLS)
+	}
 	e.role, e.policy, e.pod = keys[policy.KeyRole], keys[policy.KeyPolicy], keys[policy.KeyPod]
 	if r.Interface == nil {
 		return nil, errors.New("libnetwork gives no addresses")

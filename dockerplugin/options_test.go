@@ -5,11 +5,14 @@ package main
 import (
 	"net"
 	"net/netip"
+	"os"
 	"reflect"
 	"strings"
 	"testing"
 
 	libnetwork "github.com/docker/go-plugins-helpers/network"
+
+	"sidegate/policy"
 )
 
 func TestParseNetwork(t *testing.T) {
@@ -78,6 +81,7 @@ func TestParseEndpoint(t *testing.T) {
 		"no address":   {func(r *libnetwork.CreateEndpointRequest) { r.Interface = &libnetwork.EndpointInterface{} }, "no addresses"},
 		"address":      {func(r *libnetwork.CreateEndpointRequest) { r.Interface.Address = "10.1.0.2" }, "address of the endpoint"},
 		"mac":          {func(r *libnetwork.CreateEndpointRequest) { r.Interface.MacAddress = "x" }, "invalid MAC"},
+		"ktls":         {func(r *libnetwork.CreateEndpointRequest) { r.Options["sidegate/ktls"] = "mount" }, "write it as a label of the container"},
 		"role":         {func(r *libnetwork.CreateEndpointRequest) { r.Options["sidegate/role"] = "ap" }, "driver options"},
 		"unknown key":  {func(r *libnetwork.CreateEndpointRequest) { r.Options["sidegate/rule"] = "app" }, "did you mean"},
 	} {
@@ -124,5 +128,15 @@ func TestRequest(t *testing.T) {
 	}
 	if r, err := (&candidate{labels: map[string]string{"other": "x"}}).request(); err != nil || r.Managed {
 		t.Errorf("got %+v, %v", r, err)
+	}
+}
+
+func TestCheckKTLS(t *testing.T) {
+	if err := checkKTLS(policy.Request{}, 1<<30); err != nil {
+		t.Error(err)
+	}
+	if err := checkKTLS(policy.Request{KTLS: policy.KTLSMount}, os.Getpid()); err == nil ||
+		!strings.Contains(err.Error(), "sidegate/ktls: nothing is mounted at /run/sidegate/ktls: run it by the runtime wrapper") {
+		t.Error(err)
 	}
 }

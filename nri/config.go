@@ -15,8 +15,12 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"sidegate/cgroups"
+	"sidegate/cgroups/ktls"
 	"sidegate/policy"
 )
+
+// hostRoot is the host's root directory in a container that shares the host's processes.
+const hostRoot = "/proc/1/root"
 
 // defaultHook is where `make install` puts the hook.
 const defaultHook = "/usr/local/libexec/sidegate/sidegate-oci-hook"
@@ -30,6 +34,8 @@ type config struct {
 	// PolicyDir and StateDir are as seen by this process; the hook is told the same.
 	PolicyDir string `yaml:"policyDir"`
 	StateDir  string `yaml:"stateDir"`
+	// KTLSDir has the files that containers mount which ask for it (sidegate/ktls), as the runtime sees it.
+	KTLSDir string `yaml:"ktlsDir"`
 	// HookTimeout is after how many seconds the runtime gives up a start, for those that
 	// wait for their sidecar (sidegate/wait). 0 is never.
 	HookTimeout int `yaml:"hookTimeoutSeconds"`
@@ -47,7 +53,7 @@ func defaultConfig() config {
 	if dir == "" {
 		dir = policy.DefaultDir
 	}
-	return config{Hook: defaultHook, PolicyDir: dir, StateDir: cgroups.StateDir(), Adopt: true, LogLevel: "info"}
+	return config{Hook: defaultHook, PolicyDir: dir, StateDir: cgroups.StateDir(), KTLSDir: ktls.HostDir(), Adopt: true, LogLevel: "info"}
 }
 
 // parseConfig reads a configuration strictly; an error has line and column. name is
@@ -70,9 +76,9 @@ func parseConfig(name string, text []byte) (config, error) {
 
 func (c *config) check() error {
 	var errs []error
-	for key, path := range map[string]string{"hook": c.Hook, "policyDir": c.PolicyDir, "stateDir": c.StateDir} {
+	for key, path := range map[string]string{"hook": c.Hook, "policyDir": c.PolicyDir, "stateDir": c.StateDir, "ktlsDir": c.KTLSDir} {
 		if !filepath.IsAbs(path) {
-			errs = append(errs, fmt.Errorf("%s: %q is no absolute path: the hook runs in the runtime's working directory", key, path))
+			errs = append(errs, fmt.Errorf("%s: %q is no absolute path: the runtime and the hook run in another working directory", key, path))
 		}
 	}
 	if c.HookTimeout < 0 {
@@ -101,7 +107,7 @@ func readConfig(path string) (config, error) {
 // host's processes, the host's files are those of its first process.
 func (c *config) checkHook() error {
 	var first error
-	for _, root := range []string{"", "/proc/1/root"} {
+	for _, root := range []string{"", hostRoot} {
 		st, err := os.Stat(root + c.Hook)
 		switch {
 		case err == nil && st.Mode()&0o111 != 0 && st.Mode().IsRegular():

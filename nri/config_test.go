@@ -23,6 +23,7 @@ func TestParseConfig(t *testing.T) {
 		"hookTimeoutSeconds: -1\n":              "hookTimeoutSeconds: -1 is negative",
 		"logLevel: loud\n":                      "logLevel: not a valid logrus Level",
 		"policyDir: \"\"\nstateDir: relative\n": `policyDir: "" is no absolute path`,
+		"ktlsDir: share\n":                      `ktlsDir: "share" is no absolute path`,
 		"hook: [\n":                             "x.yaml: [1:",
 	} {
 		if _, err := parseConfig("x.yaml", []byte(text)); err == nil || !strings.Contains(err.Error(), want) {

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/containerd/containerd/api/events"
@@ -191,15 +190,13 @@ func (p *plugin) adoptContainerd(namespace string, info containers.Container, pi
 		}
 	}
 	maps.Copy(keys, info.Labels)
-	maps.DeleteFunc(keys, func(key, _ string) bool {
-		return strings.HasPrefix(key, policy.KeyRoleOf) || strings.HasPrefix(key, policy.KeyWaitOf)
-	})
+	maps.DeleteFunc(keys, func(key, _ string) bool { return policy.IsKeyOfContainer(key) })
 	request, err := policy.ParseRequest(keys)
 	if err == nil && !request.Managed {
 		return nil
 	}
 	c := p.config.Load()
-	what := container{id: info.ID, name: cmp.Or(info.Labels[nerdctlName], info.ID), runtime: "containerd", pid: pid, role: request.Role, splice: splice}
+	what := container{id: info.ID, name: cmp.Or(info.Labels[nerdctlName], info.ID), runtime: "containerd", pid: pid, role: request.Role, splice: splice, ktls: request.KTLS}
 	one := &pod{name: cmp.Or(request.Pod, namespace+"/"+info.ID), policy: request.Policy}
 	var got cgroups.Adopted
 	if err == nil {
@@ -214,8 +211,11 @@ func (p *plugin) adoptContainerd(namespace string, info containers.Container, pi
 	}
 	if !got.Already {
 		p.metrics.adoption("adopted")
-		p.log.WithFields(logrus.Fields{"object": one.name, "role": what.role, "sockets": got.Sockets, "left": got.Left}).
-			Info("took over a container that has no hook: run it by the runtime wrapper to have it from the start")
+		entry := p.log.WithFields(logrus.Fields{"object": one.name, "role": what.role, "sockets": got.Sockets, "left": got.Left})
+		entry.Info("took over a container that has no hook: run it by the runtime wrapper to have it from the start")
+		if err := checkKTLS(what); err != nil {
+			entry.Warn(err)
+		}
 	}
 	return nil
 }

@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sidegate/cgroups/ktls"
 	"sidegate/policy"
 )
 
@@ -39,6 +40,7 @@ type installOptions struct {
 	to        string
 	policies  string
 	policyDir string
+	ktls      string
 }
 
 func parseInstallOptions(args []string, stderr io.Writer) (installOptions, error) {
@@ -49,6 +51,7 @@ func parseInstallOptions(args []string, stderr io.Writer) (installOptions, error
 	f.StringVar(&o.to, "to", "", "`directory` to copy them to, as the runtime sees it; the configuration's hook is in it")
 	f.StringVar(&o.policies, "policies", "", "`directory` of policies to copy, such as a mounted ConfigMap (default: copy none)")
 	f.StringVar(&o.policyDir, "policy-dir", policy.DefaultDir, "`directory` to copy them to, as the hook sees it")
+	f.StringVar(&o.ktls, "ktls", "", "`directory` to copy the files to that containers mount for kTLS, as the runtime sees it; the configuration's ktlsDir (default: copy none)")
 	if err := f.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			return o, err
@@ -87,6 +90,11 @@ func install(args []string, stdout, stderr io.Writer) error {
 	if err := installPrograms(o, stdout); err != nil {
 		return fmt.Errorf("install programs: %w", err)
 	}
+	if o.ktls != "" {
+		if err := installKTLS(o, stdout); err != nil {
+			return fmt.Errorf("install files for kTLS: %w", err)
+		}
+	}
 	if o.policies != "" {
 		if err := installPolicies(o.policies, o.policyDir, stdout); err != nil {
 			return fmt.Errorf("install policies: %w", err)
@@ -117,6 +125,28 @@ func installPrograms(o installOptions, stdout io.Writer) (err error) {
 			return err
 		}
 		if err := to.put(name, program, 0o755, stdout); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// installKTLS copies what containers mount that ask for it.
+func installKTLS(o installOptions, stdout io.Writer) (err error) {
+	to, err := openTarget(o.ktls)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, to.close()) }()
+	for _, name := range ktls.Files() {
+		text, err := os.ReadFile(filepath.Join(o.from, "ktls", name))
+		if errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("%w: it has to be in ktls beside sidegate-nri, or where -from says", err)
+		}
+		if err != nil {
+			return err
+		}
+		if err := to.put(name, text, 0o644, stdout); err != nil {
 			return err
 		}
 	}

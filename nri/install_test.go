@@ -13,6 +13,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"sidegate/cgroups/ktls"
 )
 
 const somePolicy = "apiVersion: sidegate/v1alpha1\nkind: PodPolicy\nmetadata: {name: NAME}\nspec: {}\n"
@@ -185,6 +187,37 @@ func TestInstall(t *testing.T) {
 	s.must()
 	if st, err := os.Stat(hook); err != nil || st.Mode() != 0o755 {
 		t.Errorf("the hook's mode was not put right: %v, %v", st.Mode(), err)
+	}
+}
+
+// What containers mount comes with the image too, if it is asked for.
+func TestInstallKTLS(t *testing.T) {
+	s := newSite(t)
+	to := filepath.Join(filepath.Dir(s.to), "ktls")
+	run := func() (string, error) {
+		var stdout, stderr bytes.Buffer
+		err := install([]string{"-from", s.from, "-to", s.to, "-ktls", to}, &stdout, &stderr)
+		return stdout.String(), err
+	}
+	if _, err := run(); err == nil || !strings.Contains(err.Error(), "ktls/openssl.cnf: no such file or directory: it has to be in ktls beside sidegate-nri") {
+		t.Error(err)
+	}
+	if err := os.Mkdir(filepath.Join(s.from, "ktls"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range ktls.Files() {
+		s.write(filepath.Join(s.from, "ktls", name), name)
+	}
+	out, err := run()
+	if err != nil || !strings.Contains(out, "installed "+to+"/openssl.cnf\n") {
+		t.Errorf("%s, %v", out, err)
+	}
+	s.has(to, "gnutls.conf", "openssl.cnf")
+	if err := ktls.CheckHost(to); err != nil {
+		t.Error(err)
+	}
+	if out, err := run(); out != "" || err != nil {
+		t.Errorf("the second time: %s, %v", out, err)
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"sidegate/cgroups"
+	"sidegate/cgroups/ktls"
 	"sidegate/policy"
 )
 
@@ -241,8 +242,11 @@ func (p *plugin) adopt(c *config, one *pod, running *api.Container) error {
 		return err
 	}
 	p.metrics.adoption("adopted")
-	p.log.WithFields(logrus.Fields{"object": one.name + "/" + what.name, "role": what.role, "sockets": got.Sockets, "left": got.Left}).
-		Info("took over a container that ran already")
+	entry := p.log.WithFields(logrus.Fields{"object": one.name + "/" + what.name, "role": what.role, "sockets": got.Sockets, "left": got.Left})
+	entry.Info("took over a container that ran already")
+	if err := checkKTLS(what); err != nil {
+		entry.Warn(err)
+	}
 	return nil
 }
 
@@ -253,6 +257,7 @@ type container struct {
 	role              policy.Role
 	wait              time.Duration
 	splice            cgroups.Splice
+	ktls              policy.KTLS
 }
 
 // decide gives a container its role.
@@ -274,6 +279,10 @@ func (p *plugin) decide(c *config, one *pod, told *api.Container) (container, er
 	}
 	if what.wait = one.request.WaitIn(what.name, what.role); own.Wait > 0 {
 		what.wait = own.Wait
+	}
+	what.ktls = one.request.KTLSIn(what.name, what.role)
+	if own.KTLS != policy.KTLSUnset && (what.role == policy.RoleApp || what.role == policy.RoleInit) {
+		what.ktls = own.KTLS
 	}
 	return what, nil
 }
@@ -339,6 +348,11 @@ func (p *plugin) create(s *api.PodSandbox, told *api.Container) (*api.ContainerA
 		return nil, err
 	}
 	a := adjustment(c, one, what)
+	if what.ktls == policy.KTLSMount {
+		if err := addKTLS(c, a, told); err != nil {
+			return nil, err
+		}
+	}
 	pol, err := p.kernel.policyOf(c, one)
 	if err != nil {
 		pol = nil // the hook will say so
@@ -365,6 +379,9 @@ func adjustment(c *config, one *pod, what container) *api.ContainerAdjustment {
 	if what.wait > 0 {
 		a.AddAnnotation(policy.KeyWaitOf+what.name, what.wait.String())
 	}
+	if what.ktls != policy.KTLSUnset {
+		a.AddAnnotation(policy.KeyKTLSOf+what.name, what.ktls.String())
+	}
 	hook := func(stage string) *api.Hook {
 		h := &api.Hook{
 			Path: c.Hook,
@@ -374,6 +391,7 @@ func adjustment(c *config, one *pod, what container) *api.ContainerAdjustment {
 				"GOMAXPROCS=1",
 				policy.DirEnv + "=" + c.PolicyDir,
 				stateEnv + "=" + c.StateDir,
+				ktls.HostDirEnv + "=" + c.KTLSDir,
 			},
 		}
 		if c.HookTimeout > 0 {
@@ -413,6 +431,9 @@ func (p *plugin) StartContainer(_ context.Context, s *api.PodSandbox, told *api.
 			return errors.New("the runtime does not tell its process: its version of NRI is too old")
 		}
 		already, err := p.kernel.attach(c, one, what)
+		if err == nil && !already {
+			err = checkKTLS(what)
+		}
 		if err == nil && !already {
 			p.metrics.adoption("attached")
 			p.log.WithField("object", one.name+"/"+what.name).Warn("had no hook when it was created: attached before its program starts")

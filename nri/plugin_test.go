@@ -17,6 +17,7 @@ import (
 	"github.com/containerd/nri/pkg/api"
 	"golang.org/x/sys/unix"
 
+	"sidegate/cgroups"
 	"sidegate/observe"
 )
 
@@ -389,7 +390,7 @@ func TestMetrics(t *testing.T) {
 		`sidegate_nri_request_seconds_count{event="CreateContainer"} 1`,
 		`sidegate_nri_adoptions_total{result="adopted"} 0`,
 		`sidegate_nri_connected 1`,
-		`sidegate_loaded{abi="4"} 1`,
+		`sidegate_loaded{abi="` + strings.TrimPrefix(filepath.Base(cgroups.VersionDir(w.config.StateDir)), "v") + `"} 1`,
 		`sidegate_pods{mode="enforce",policy="default"} 1`,
 		`sidegate_containers{role="app"} 1`,
 		`sidegate_drops_total{pod="shop/web",reason="udp"} 1`,

@@ -66,9 +66,7 @@ func (p *pod) own(c *api.Container) (policy.Request, error) {
 			}
 		}
 	}
-	maps.DeleteFunc(keys, func(key, _ string) bool {
-		return strings.HasPrefix(key, policy.KeyRoleOf) || strings.HasPrefix(key, policy.KeyWaitOf)
-	})
+	maps.DeleteFunc(keys, func(key, _ string) bool { return policy.IsKeyOfContainer(key) })
 	return policy.ParseRequest(keys)
 }
 

@@ -483,16 +483,18 @@ func (p *sandbox) remove() {
 // ctr is a container.
 type ctr struct {
 	*program
-	pod *sandbox
-	api *api.Container
+	pod    *sandbox
+	api    *api.Container
+	config specs.Spec // what the runtime made of it
 }
 
 // ctrOptions is a container's configuration.
 type ctrOptions struct {
 	labels, annotations map[string]string
-	away                bool   // nobody hears of CreateContainer
-	between             func() // runs between CreateContainer and StartContainer
-	silent              bool   // nobody hears of either
+	env, mounts         []string // variables, and destinations
+	away                bool     // nobody hears of CreateContainer
+	between             func()   // runs between CreateContainer and StartContainer
+	silent              bool     // nobody hears of either
 }
 
 // start does what a runtime does: CreateContainer, a process, its hooks, StartContainer.
@@ -502,8 +504,11 @@ func (p *sandbox) start(name string, o ctrOptions) (*ctr, error) {
 	ctx := context.Background()
 	c := &ctr{pod: p, api: &api.Container{
 		Id: fmt.Sprintf("%s-%s", p.api.Id, name), PodSandboxId: p.api.Id, Name: name, State: api.ContainerState_CONTAINER_CREATED,
-		Labels: o.labels, Annotations: o.annotations,
+		Labels: o.labels, Annotations: o.annotations, Env: o.env,
 	}}
+	for _, destination := range o.mounts {
+		c.api.Mounts = append(c.api.Mounts, &api.Mount{Destination: destination, Source: "/tmp", Type: "bind"})
+	}
 	var adjust *api.ContainerAdjustment
 	if !o.silent && !o.away {
 		r, err := p.w.runtime.CreateContainer(ctx, &api.CreateContainerRequest{Pod: p.api, Container: c.api})
@@ -544,9 +549,18 @@ func (p *sandbox) mustStart(name string, o ctrOptions) *ctr {
 // hooks runs those of createRuntime, as runc does.
 func (c *ctr) hooks(adjust *api.ContainerAdjustment) error {
 	bundle := c.pod.w.t.TempDir()
-	if err := os.WriteFile(filepath.Join(bundle, "config.json"), []byte(`{"root":{"path":"/"},"process":{}}`), 0o644); err != nil {
+	config := specs.Spec{Root: &specs.Root{Path: "/"}, Process: &specs.Process{Env: slices.Clone(c.api.Env)}}
+	for _, m := range c.api.Mounts { // also those that were added: NRI's adaptation puts them there
+		config.Mounts = append(config.Mounts, specs.Mount{Destination: m.Destination, Source: m.Source, Type: m.Type, Options: m.Options})
+	}
+	text, err := json.Marshal(config)
+	if err != nil {
 		return err
 	}
+	if err := os.WriteFile(filepath.Join(bundle, "config.json"), text, 0o644); err != nil {
+		return err
+	}
+	c.config = config
 	annotations := map[string]string{"io.kubernetes.cri.container-name": c.api.Name, "io.kubernetes.cri.container-type": "container"}
 	maps.Copy(annotations, adjust.GetAnnotations())
 	state, err := json.Marshal(specs.State{

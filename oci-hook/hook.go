@@ -101,6 +101,9 @@ func createRuntime(e env, st *specs.State) error {
 	if err != nil {
 		return err
 	}
+	if err := e.checkKTLS(conf, o); err != nil {
+		return err
+	}
 	if _, err := os.Stat(fmt.Sprintf("/proc/%d", st.Pid)); errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("its process %d does not exist", st.Pid)
 	}
@@ -190,12 +193,10 @@ func attach(e env, st *specs.State, conf *configuration, o order) (att cgroups.A
 
 			Capabilities: conf.capabilities(),
 			Splice:       conf.splice(),
+			Rootfs:       conf.rootfs(st.Bundle),
 		}
 		if err := choosePolicy(e, s, ns, o, c); err != nil {
 			return err
-		}
-		if c.Policy != nil && c.Policy.NamesExecutables() {
-			c.Rootfs = conf.rootfs(st.Bundle)
 		}
 		s, err := open()
 		if err != nil {
@@ -247,14 +248,17 @@ type configuration struct {
 	} `json:"root"`
 	Process struct {
 		Capabilities map[string][]string `json:"capabilities"` // by set
+		Env          []json.RawMessage   `json:"env"`
 	} `json:"process"`
-	Linux json.RawMessage `json:"linux"` // nil if it was not asked for
+	// Nil if they were not asked for.
+	Linux  json.RawMessage   `json:"linux"`
+	Mounts []json.RawMessage `json:"mounts"`
 }
 
 // readConfiguration stops when it has what it wants, which is at the beginning as
 // runtime-spec's types are written: what follows has a hundred kilobytes of seccomp,
-// if that is not wanted too.
-func readConfiguration(bundle string, withSeccomp bool) (*configuration, error) {
+// unless all is wanted.
+func readConfiguration(bundle string, all bool) (*configuration, error) {
 	file := filepath.Join(bundle, "config.json")
 	f, err := os.Open(file)
 	if bundle == "" || errors.Is(err, fs.ErrNotExist) {
@@ -265,7 +269,7 @@ func readConfiguration(bundle string, withSeccomp bool) (*configuration, error) 
 	}
 	defer f.Close()
 	c := new(configuration)
-	if withSeccomp {
+	if all {
 		err = c.readAll(f)
 	} else {
 		err = decodeMembers(json.NewDecoder(f), map[string]any{"root": &c.Root, "process": &c.Process})
@@ -292,6 +296,8 @@ func (c *configuration) readAll(r io.Reader) error {
 			err = json.Unmarshal(m.value, &c.Root)
 		case "process":
 			err = json.Unmarshal(m.value, &c.Process)
+		case "mounts":
+			err = json.Unmarshal(m.value, &c.Mounts)
 		case "linux":
 			c.Linux = m.value
 		}

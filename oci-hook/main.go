@@ -3,7 +3,7 @@
 // Command sidegate-oci-hook is an OCI runtime hook (runtime-spec, "Lifecycle"):
 // at createRuntime it attaches Sidegate to a container whose process exists but
 // has not run, at poststop it forgets it. podman runs it before, at precreate, to have
-// the container's seccomp profile as acceleration needs it. Called with the arguments of an OCI
+// the container's seccomp profile as acceleration needs it, and the configuration for kTLS in it. Called with the arguments of an OCI
 // runtime it is one: it adds itself to the container's hooks and becomes runc.
 package main
 
@@ -17,6 +17,7 @@ import (
 	"syscall"
 
 	"sidegate/cgroups"
+	"sidegate/cgroups/ktls"
 	"sidegate/policy"
 )
 
@@ -28,6 +29,7 @@ type env struct {
 	stderr    io.Writer
 	state     string // directory of pins
 	policyDir string
+	ktlsDir   string // directory of the files that containers mount for kTLS
 
 	// As a runtime.
 	self        string // path of this program
@@ -47,6 +49,7 @@ func main() {
 		stderr:    os.Stderr,
 		state:     cgroups.StateDir(),
 		policyDir: cmp.Or(os.Getenv(policy.DirEnv), policy.DefaultDir),
+		ktlsDir:   ktls.HostDir(),
 	}
 	var err error
 	if !wraps(e.args) {

@@ -41,6 +41,7 @@ type order struct {
 	role      policy.Role // RoleUnset if the policy has a say
 	policy    string      // empty if not said
 	wait      time.Duration
+	ktls      bool // it is to have the configuration for kTLS
 	roleUnder func(*policy.PodPolicy) (policy.Role, error)
 }
 
@@ -73,13 +74,15 @@ func readOrder(st *specs.State) (order, error) {
 		if wait, ok := asked.Waits[o.name]; ok {
 			o.wait = wait
 		}
+		o.ktls = cmp.Or(asked.KTLSOf[o.name], asked.KTLS) == policy.KTLSMount
 		return o, nil
 	}
 	o.managed = asked.Wants() || !asked.Exempt() && asked.NamesSidecar(o.name)
 	o.sandbox = cmp.Or(a[annotationType], a[annotationTypeO]) == typeSandbox
 	o.role = asked.Roles[o.name]
 	o.roleUnder = func(p *policy.PodPolicy) (policy.Role, error) { return asked.RoleIn(o.name, p), nil }
-	o.wait = asked.WaitIn(o.name, cmp.Or(o.role, asked.RoleIn(o.name, nil)))
+	role := cmp.Or(o.role, asked.RoleIn(o.name, nil))
+	o.wait, o.ktls = asked.WaitIn(o.name, role), !o.sandbox && asked.KTLSIn(o.name, role) == policy.KTLSMount
 	return o, nil
 }
 

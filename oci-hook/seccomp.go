@@ -19,8 +19,9 @@ import (
 // maxConfig bounds what precreate reads. Configurations of real containers are some hundred KiB.
 const maxConfig = 16 << 20
 
-// precreate changes the seccomp profile of a container that podman is about to make: its configuration goes from standard
-// input to standard output (oci-hooks(5)). The configuration of every other container comes out to the byte as it went in.
+// precreate changes the configuration of a container that podman is about to make: its seccomp profile, and what it has for
+// kTLS. It goes from standard input to standard output (oci-hooks(5)). The configuration of every other container comes out to
+// the byte as it went in.
 func precreate(e env) error {
 	config, err := io.ReadAll(io.LimitReader(e.stdin, maxConfig+1))
 	if err == nil && len(config) > maxConfig {
@@ -30,36 +31,52 @@ func precreate(e env) error {
 	if err == nil {
 		spec, err = parseObject(config)
 	}
-	changed := false
+	var o order
+	ok := false
 	if err == nil {
-		spec, changed, err = e.withSpliceRule(spec)
+		o, ok, err = orderIn(spec)
+	}
+	rule := false
+	if err == nil && ok {
+		spec, rule, err = e.withSpliceRule(spec, o)
 	}
 	if err != nil {
 		return fmt.Errorf("read container configuration from standard input: %w", err)
 	}
-	if changed {
+	// podman shows nobody what a hook says at this stage. What keeps the container from having it, createRuntime says.
+	mounted := false
+	if with, changed, err := e.withKTLS(spec, o); err == nil && changed {
+		spec, mounted = with, true
+	}
+	if rule || mounted {
 		config = writeObject(spec)
 	}
 	_, err = e.stdout.Write(config)
 	return err
 }
 
-// withSpliceRule puts the rule for splice(2) into the seccomp profile of a container that is to have it. All else is as it
-// was, to the byte. A profile that cannot have the rule stays as it is, and the container is not accelerated.
-func (e env) withSpliceRule(spec []member) (_ []member, changed bool, err error) {
+// orderIn reads what is to be done with the container of a configuration. ok is false if that is nothing.
+func orderIn(spec []member) (o order, ok bool, err error) {
 	var annotations map[string]string
 	raw, err := lookup(spec, "annotations")
 	if err == nil {
 		err = json.Unmarshal(raw, &annotations)
 	}
 	if err != nil {
-		return nil, false, fmt.Errorf("annotations: %w", err)
+		return o, false, fmt.Errorf("annotations: %w", err)
 	}
-	o, err := readOrder(&specs.State{Annotations: annotations})
-	if err != nil || !o.managed || o.sandbox {
-		return spec, false, nil //nolint:nilerr // what is wrong with it, createRuntime says
+	o, err = readOrder(&specs.State{Annotations: annotations})
+	if err != nil {
+		return order{}, false, nil //nolint:nilerr // what is wrong with it, createRuntime says
 	}
-	if raw, err = lookup(spec, "linux"); err != nil {
+	return o, o.managed && !o.sandbox, nil
+}
+
+// withSpliceRule puts the rule for splice(2) into the seccomp profile of a container that is to have it. All else is as it
+// was, to the byte. A profile that cannot have the rule stays as it is, and the container is not accelerated.
+func (e env) withSpliceRule(spec []member, o order) (_ []member, changed bool, err error) {
+	raw, err := lookup(spec, "linux")
+	if err != nil {
 		return nil, false, err
 	}
 	linux, profile, err := readProfile(raw)

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"sidegate/cgroups"
+	"sidegate/cgroups/ktls"
 	"sidegate/policy"
 )
 
@@ -215,7 +216,7 @@ func lookupEnv(environ []string, key string) string {
 // hookEnviron is what the hooks get of this environment: they get nothing else.
 func hookEnviron(environ []string) []string {
 	out := []string{"GOMAXPROCS=1"}
-	for _, key := range []string{"PATH", policy.DirEnv, cgroups.StateEnv} {
+	for _, key := range []string{"PATH", policy.DirEnv, cgroups.StateEnv, ktls.HostDirEnv} {
 		if value := lookupEnv(environ, key); value != "" {
 			out = append(out, key+"="+value)
 		}
@@ -385,9 +386,7 @@ func withHooks(spec []member, path string, environ []string, annotations map[str
 			}
 			list = append(list, ours)
 		}
-		raw := []byte{'['}
-		raw = append(append(raw, bytes.Join(asBytes(list), []byte{','})...), ']')
-		hooks = set(hooks, stage, raw)
+		hooks = set(hooks, stage, writeList(list))
 	}
 	spec = set(spec, "hooks", writeObject(hooks))
 	if len(annotations) == 0 {
@@ -429,7 +428,8 @@ func isHook(raw json.RawMessage, path, stage string) bool {
 	return json.Unmarshal(raw, &h) == nil && h.Path == path && len(h.Args) == 2 && h.Args[1] == stage
 }
 
-// edit returns a configuration as the wrapper hands it on: with the hooks, and with the rule for splice(2).
+// edit returns a configuration as the wrapper hands it on: with the hooks, with the rule for splice(2), and with the
+// configuration for kTLS.
 func (e env) edit(config []byte, annotations map[string]string) ([]byte, error) {
 	spec, err := parseObject(config)
 	if err != nil {
@@ -438,7 +438,17 @@ func (e env) edit(config []byte, annotations map[string]string) ([]byte, error) 
 	if spec, err = withHooks(spec, e.self, hookEnviron(e.environ), annotations); err != nil {
 		return nil, err
 	}
-	if spec, _, err = e.withSpliceRule(spec); err != nil {
+	o, ok, err := orderIn(spec)
+	if err != nil {
+		return nil, err
+	}
+	if !ok {
+		return writeObject(spec), nil
+	}
+	if spec, _, err = e.withSpliceRule(spec, o); err != nil {
+		return nil, err
+	}
+	if spec, _, err = e.withKTLS(spec, o); err != nil {
 		return nil, err
 	}
 	return writeObject(spec), nil
