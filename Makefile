@@ -3,6 +3,7 @@
 # make demo    the main job on a real podman pod
 # make demo-nri   the same on a pod of a real containerd
 # make demo-docker   the same with Docker's containers
+# make demo-tls   HTTPS of an app: seen, denied, and changed by a sidecar, with the site's own certificate
 # make test    all tests
 # make escape  every known way around a sidecar, tried with and without Sidegate
 # make transparency  whether programs can notice acceleration, here and on Debian's kernels
@@ -15,6 +16,10 @@ DESTDIR ?=
 PREFIX ?= /usr/local
 BINDIR ?= $(PREFIX)/bin
 LIBEXECDIR ?= $(PREFIX)/libexec/sidegate
+# What containers mount that opt in to kTLS is below it. sidegate-oci-hook and sidegate-nri are told at their build.
+DATADIR ?= $(PREFIX)/share/sidegate
+# systemd reads this one below /usr/local and /usr.
+UNITDIR ?= $(PREFIX)/lib/systemd/system
 # The one directory that podman reads by default (oci-hooks(5)).
 HOOKSDIR ?= /usr/share/containers/oci/hooks.d
 
@@ -22,7 +27,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo deve
 
 # Every recipe finds the Go that scripts/deps.sh found or fetched.
 WITH_GO = PATH="$$(scripts/deps.sh build):$$PATH"
-BUILD = $(WITH_GO) CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
+BUILD = $(WITH_GO) CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION) -X sidegate/cgroups/ktls.defaultHostDir=$(DATADIR)/ktls'
 
 # By count: with a time, go test at times reports its own deadline as a failure.
 FUZZTIME ?= 1500x
@@ -32,7 +37,7 @@ IMAGE ?= localhost/sidegate:$(shell sed -n 's/^appVersion: "\(.*\)"/\1/p' contri
 PODMAN ?= podman
 PLUGINDIR ?= build/docker-plugin
 
-.PHONY: help build demo demo-nri demo-docker escape test transparency check bench bench-quick generate check-generated lint fuzz deps install uninstall clean image docker-plugin kubernetes
+.PHONY: help build demo demo-nri demo-docker demo-tls escape test transparency check bench bench-quick generate check-generated lint fuzz deps install uninstall clean image docker-plugin kubernetes
 
 help:
 	@sed -n 's/^# make /make /p' Makefile
@@ -40,7 +45,7 @@ help:
 	@echo 'make bench   what it costs, as ratios of interleaved runs, with charts; make bench-quick: a rough look'
 	@echo 'make lint    gofmt, vet, staticcheck, clang-format, shellcheck'
 	@echo 'make generate / check-generated   the BPF objects and their Go types'
-	@echo 'make install / uninstall          DESTDIR, PREFIX, HOOKSDIR'
+	@echo 'make install / uninstall          DESTDIR, PREFIX, HOOKSDIR, UNITDIR'
 	@echo 'make image   a container image for Kubernetes, in podman and as build/sidegate-image.tar'
 	@echo 'make docker-plugin   a managed plugin for Docker, build/docker-plugin, and how to create it'
 	@echo 'make kubernetes   contrib/kubernetes/sidegate.yaml, from the Helm chart beside it'
@@ -51,6 +56,7 @@ build:
 	$(BUILD) -o bin/sidegate-oci-hook ./oci-hook
 	$(BUILD) -o bin/sidegate-nri ./nri
 	$(BUILD) -o bin/sidegate-docker ./dockerplugin
+	$(BUILD) -o bin/sidegate-tls ./cmd/sidegate-tls
 
 deps:
 	scripts/deps.sh test
@@ -67,16 +73,21 @@ demo-docker: deps build
 	$(WITH_GO) CGO_ENABLED=0 go build -o bin/demo ./tests/demo
 	$(WITH_GO) bin/demo -runtime docker
 
+demo-tls: deps build
+	$(WITH_GO) CGO_ENABLED=0 go build -o bin/demo ./tests/demo
+	$(WITH_GO) bin/demo -tls
+
 # Every case in every set-up; the table is in build/escape.json and docs/escapes.md.
 escape: deps build
 	$(WITH_GO) CGO_ENABLED=0 go build -o bin/escape ./tests/escape
 	$(WITH_GO) bin/escape -markdown docs/escapes.md
 
-# In process with the race detector, then real runtimes, proxies and kernels. `make escape` has
-# the escape suite's other set-ups.
+# In process with the race detector, then real runtimes and proxies, two at a time, since they mostly wait, and kernels,
+# which do not. `make escape` has the escape suite's other set-ups.
 test: deps build lint check-generated fuzz
 	$(WITH_GO) CGO_ENABLED=1 scripts/with-bpffs.sh go test -race -count=1 ./bpf/... ./cgroups/... ./policy/... ./observe/... ./oci-hook/... ./nri/... ./dockerplugin/... ./cmd/...
-	$(WITH_GO) CGO_ENABLED=0 go test -count=1 -p 1 -timeout 40m ./tests/...
+	$(WITH_GO) CGO_ENABLED=0 sh -c 'go test -count=1 -p 2 -timeout 40m $$(go list ./tests/... | grep -v "/vm$$")'
+	$(WITH_GO) CGO_ENABLED=0 go test -count=1 -timeout 40m ./tests/vm
 	$(WITH_GO) CGO_ENABLED=0 go build -o bin/escape ./tests/escape
 	$(WITH_GO) bin/escape -setup sidegate -json build/escape-test.json
 
@@ -94,10 +105,10 @@ bench: deps build
 	$(WITH_GO) bin/bench
 	bin/bench -svg docs
 
-# Less than 2 minutes: the data plane in all its setups, and many containers, in few rounds.
+# Less than 2 minutes: the data plane in all its setups, many containers, and HTTPS, in few rounds.
 bench-quick: deps build
 	$(WITH_GO) CGO_ENABLED=0 go build -o bin/bench ./tests/bench
-	$(WITH_GO) bin/bench -quick -only '^(hop|wrk|scale)$$'
+	$(WITH_GO) bin/bench -quick -only '^(hop|wrk|scale|tls)$$'
 
 lint:
 	$(WITH_GO) scripts/lint.sh
@@ -116,7 +127,12 @@ install: build
 	install -D -m 755 bin/sidegate-oci-hook $(DESTDIR)$(LIBEXECDIR)/sidegate-oci-hook
 	install -D -m 755 bin/sidegate-nri $(DESTDIR)$(BINDIR)/sidegate-nri
 	install -D -m 755 bin/sidegate-docker $(DESTDIR)$(BINDIR)/sidegate-docker
-	install -d $(DESTDIR)/etc/sidegate/policies $(DESTDIR)$(HOOKSDIR)
+	install -D -m 755 bin/sidegate-tls $(DESTDIR)$(BINDIR)/sidegate-tls
+	for f in contrib/ktls/*; do install -D -m 644 $$f $(DESTDIR)$(DATADIR)/ktls/$${f##*/} || exit 1; done
+	install -d $(DESTDIR)/etc/sidegate/policies $(DESTDIR)$(HOOKSDIR) $(DESTDIR)$(UNITDIR)
+	for f in contrib/systemd/*.service; do \
+		sed 's|/usr/local/bin/|$(BINDIR)/|' $$f >$(DESTDIR)$(UNITDIR)/$${f##*/} || exit 1; \
+	done
 	for f in contrib/oci-hooks.d/*.json; do \
 		sed 's|@LIBEXECDIR@|$(LIBEXECDIR)|' $$f >$(DESTDIR)$(HOOKSDIR)/$${f##*/} || exit 1; \
 	done
@@ -125,10 +141,13 @@ install: build
 # without a word.
 uninstall:
 	for f in contrib/oci-hooks.d/*.json; do rm -f $(DESTDIR)$(HOOKSDIR)/$${f##*/}; done
-	rm -f $(DESTDIR)$(BINDIR)/sidegate $(DESTDIR)$(BINDIR)/sidegate-nri $(DESTDIR)$(BINDIR)/sidegate-docker $(DESTDIR)$(LIBEXECDIR)/sidegate-oci-hook
-	-rmdir $(DESTDIR)$(LIBEXECDIR) $(DESTDIR)/etc/sidegate/policies $(DESTDIR)/etc/sidegate 2>/dev/null
+	for f in contrib/systemd/*.service; do rm -f $(DESTDIR)$(UNITDIR)/$${f##*/}; done
+	for f in contrib/ktls/*; do rm -f $(DESTDIR)$(DATADIR)/ktls/$${f##*/}; done
+	for name in sidegate sidegate-nri sidegate-docker sidegate-tls; do rm -f $(DESTDIR)$(BINDIR)/$$name; done
+	rm -f $(DESTDIR)$(LIBEXECDIR)/sidegate-oci-hook
+	-rmdir $(DESTDIR)$(LIBEXECDIR) $(DESTDIR)$(DATADIR)/ktls $(DESTDIR)$(DATADIR) $(DESTDIR)/etc/sidegate/policies $(DESTDIR)/etc/sidegate 2>/dev/null
 
-# Three static programs on nothing: needs no network. PODMAN=docker has no oci-archive; push from there.
+# Four static programs on nothing: needs no network. PODMAN=docker has no oci-archive; push from there.
 image: build
 	$(PODMAN) build -f contrib/kubernetes/Containerfile -t $(IMAGE) .
 	mkdir -p build

@@ -49,7 +49,12 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{ .Values.host.bpffs }}/sidegate
 {{- end }}
 
-{{/* What install and the plugin do to a node needs all of it, and the node's own cgroup namespace, which containerd and
+{{/* Where the relay's socket is. The hook looks there on the node: so it is no value. */}}
+{{- define "sidegate.runDir" -}}
+/run/sidegate
+{{- end }}
+
+{{/* What install, the plugin and the relay do to a node needs all of it, and the node's own cgroup namespace, which containerd and
      CRI-O give privileged containers only. */}}
 {{- define "sidegate.securityContext" -}}
 securityContext:
@@ -73,6 +78,8 @@ securityContext:
 - name: policies
   mountPath: {{ .Values.host.policyDir }}
   readOnly: true
+- name: run
+  mountPath: {{ include "sidegate.runDir" . }}
 {{- end }}
 
 {{/* One policy's text. The kernel's rules are checked on the node; what is no PodPolicy at all is said here. */}}
@@ -90,7 +97,7 @@ securityContext:
 {{/* Directories of the node are mounted at their own paths: none may hide what the image has, or another one. */}}
 {{- define "sidegate.checkHost" -}}
 {{- $host := .Values.host }}
-{{- $dirs := concat (list $host.binDir $host.policyDir $host.bpffs $host.cgroup $host.nriDir) $host.netnsDirs }}
+{{- $dirs := concat (list $host.binDir $host.policyDir $host.ktlsDir $host.bpffs $host.cgroup $host.nriDir (include "sidegate.runDir" .)) $host.netnsDirs }}
 {{- range $dir := $dirs }}
 {{- range $own := list "/sidegate" "/config" "/proc" }}
 {{- if or (eq $dir $own) (hasPrefix (print $own "/") $dir) }}
@@ -102,5 +109,8 @@ securityContext:
 {{- fail (printf "host: %s is below %s, which would hide it: write directories that are not in each other" $other $dir) }}
 {{- end }}
 {{- end }}
+{{- end }}
+{{- if and .Values.tls.enabled .Values.applyPolicies }}
+{{- fail "tls.enabled: applyPolicies asks the relay, before the pod's containers run and the relay is one of them: switch it off and use kubectl exec (see the notes), or run the relay by systemd on the nodes" }}
 {{- end }}
 {{- end }}
