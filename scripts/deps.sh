@@ -79,7 +79,7 @@ generate() { packages clang-19 llvm-19 libbpf-dev linux-libc-dev clang-format; }
 
 runtimes() {
 	packages podman runc crun conmon netavark aardvark-dns catatonit \
-		haproxy nginx-light libnginx-mod-stream wrk iperf3 tcpdump openssl python3-minimal libpython3-stdlib busybox-static iproute2 iptables nftables \
+		haproxy nginx-light libnginx-mod-stream wrk iperf3 tcpdump openssl python3-minimal libpython3-stdlib gnutls-bin curl wget busybox-static iproute2 iptables nftables \
 		containernetworking-plugins libseccomp-dev pkg-config docker.io containerd \
 		qemu-system-x86 kmod xz-utils gcc libc6-dev procps systemd
 }
@@ -92,6 +92,7 @@ test)
 	runtimes
 	packages shellcheck
 	"$root/scripts/vm-kernels.sh" >&2
+	"$root/scripts/vm-openssl.sh" >/dev/null
 	"$root/scripts/tools.sh" containerd >/dev/null
 	"$root/scripts/tools.sh" docker >/dev/null
 	"$root/scripts/tools.sh" compose >/dev/null

@@ -83,6 +83,9 @@ func runTests(m *testing.M) (status int, err error) {
 	if _, err := lab.Install(filepath.Join(world.dir, "installed"), hookBinary(), policies); err != nil {
 		return 1, err
 	}
+	if err := lab.InstallKTLS(filepath.Join(world.dir, "installed"), "../../contrib/ktls"); err != nil {
+		return 1, err
+	}
 	world.policies = lab.PolicyDir(filepath.Join(world.dir, "installed"))
 	status = m.Run()
 	if world.Lab != nil {
@@ -98,7 +101,7 @@ const wrapper = "sidegate"
 
 func dockerOptions(flavour lab.DockerFlavour) lab.DockerOptions {
 	o := lab.DockerOptions{Flavour: flavour, Runtimes: map[string]string{wrapper: hookBinary()}}
-	o.Env = []string{"SIDEGATE_POLICY_DIR=" + world.policies}
+	o.Env = []string{"SIDEGATE_POLICY_DIR=" + world.policies, "SIDEGATE_KTLS_DIR=" + filepath.Join(world.dir, "installed", "ktls")}
 	return o
 }
 

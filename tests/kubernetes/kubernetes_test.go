@@ -132,6 +132,7 @@ type rendered struct {
 	daemon  object
 	pod     podSpec
 	plugin  container
+	relay   *container     // nil if there is none
 	config  map[string]any // the plugin's
 }
 
@@ -151,10 +152,16 @@ func render(t *testing.T, files ...string) *rendered {
 	}
 	r.daemon = r.object("DaemonSet", "")
 	r.pod = r.daemon.Spec.Template.Spec
-	if len(r.pod.Containers) != 1 || len(r.pod.InitContainers) == 0 {
+	if len(r.pod.Containers) == 0 || len(r.pod.InitContainers) == 0 {
 		t.Fatalf("it has %d containers and %d init containers", len(r.pod.Containers), len(r.pod.InitContainers))
 	}
 	r.plugin = r.pod.Containers[0]
+	for _, c := range r.pod.Containers[1:] {
+		if c.Name != "tls" || r.relay != nil {
+			t.Fatalf("it has a container %s", c.Name)
+		}
+		r.relay = &c
+	}
 	text = r.object("ConfigMap", r.daemon.Metadata.Name).Data["config.yaml"]
 	if err := yaml.Unmarshal([]byte(text), &r.config); err != nil {
 		t.Fatalf("%v\n%s", err, text)
@@ -227,7 +234,7 @@ func (r *rendered) check() {
 		}
 	}
 	mounted := map[string]bool{}
-	for _, c := range append(slices.Clone(r.pod.InitContainers), r.plugin) {
+	for _, c := range slices.Concat(r.pod.InitContainers, r.pod.Containers) {
 		if c.Image != r.plugin.Image || c.ImagePullPolicy != r.plugin.ImagePullPolicy || !strings.HasPrefix(c.Command[0], "/sidegate/") {
 			r.Errorf("container %s: another image, or no program of it: %s %s", c.Name, c.Image, c.Command)
 		}
@@ -251,7 +258,48 @@ func (r *rendered) check() {
 	}
 	r.checkInstall()
 	r.checkPlugin()
+	r.checkRelay()
 	r.checkPolicies()
+}
+
+// checkRelay tells whether the relay, if there is one, serves what the plugin and its hook ask for.
+func (r *rendered) checkRelay() {
+	values, _ := r.values["tls"].(map[string]any)
+	if want := values["enabled"] == true; want != (r.relay != nil) {
+		r.Errorf("tls.enabled is %v, there is a relay: %v", values["enabled"], r.relay != nil)
+	}
+	// Also without a relay of its own: the node may have one.
+	r.sameOnHost(r.plugin, cgroups.TLSSocket(), "the relay answers there")
+	if r.relay == nil {
+		return
+	}
+	if r.relay.Command[0] != "/sidegate/sidegate-tls" {
+		r.Errorf("the relay is %s", r.relay.Command)
+	}
+	given, known := r.relay.flags(), flagsIn(r.T, "cmd/sidegate-tls/main.go")
+	for name := range given {
+		if !known[name] {
+			r.Errorf("the relay has no flag -%s", name)
+		}
+	}
+	if given["socket"] != cgroups.TLSSocket() {
+		r.Errorf("the relay answers at %s, the hook asks at %s", given["socket"], cgroups.TLSSocket())
+	}
+	if given["state-dir"] != r.config["stateDir"] {
+		r.Errorf("the relay's state is in %s, the plugin's in %v", given["state-dir"], r.config["stateDir"])
+	}
+	if _, has := given["events"]; has != (values["events"] == true) {
+		r.Errorf("tls.events is %v, the relay's flags are %v", values["events"], given)
+	}
+	host, _ := r.values["host"].(map[string]any)
+	for path, why := range map[string]string{
+		given["socket"]: "the hook asks there", given["state-dir"]: "what is loaded is pinned there", fmt.Sprint(host["cgroup"]): "its own cgroup is there",
+	} {
+		r.sameOnHost(*r.relay, path, why)
+	}
+	if _, _, readOnly := r.host(*r.relay, given["socket"]); readOnly {
+		r.Error("the relay cannot make its socket")
+	}
 }
 
 func (r *rendered) checkInstall() {
@@ -260,7 +308,7 @@ func (r *rendered) checkInstall() {
 		r.Fatalf("the first init container runs %s", install.Command)
 	}
 	given := install.flags()
-	known := flagsIn(r.T, "install.go")
+	known := flagsIn(r.T, "nri/install.go")
 	for name := range given {
 		if !known[name] {
 			r.Errorf("install has no flag -%s", name)
@@ -272,7 +320,11 @@ func (r *rendered) checkInstall() {
 	if r.config["policyDir"] != given["policy-dir"] {
 		r.Errorf("policies are installed into %s, and the plugin reads %v", given["policy-dir"], r.config["policyDir"])
 	}
-	for _, dir := range []string{given["to"], given["policy-dir"]} {
+	if r.config["ktlsDir"] != given["ktls"] {
+		r.Errorf("files for kTLS are installed into %s, and the plugin tells the runtime %v", given["ktls"], r.config["ktlsDir"])
+	}
+	r.sameOnHost(r.plugin, given["ktls"], "it looks whether the files are there")
+	for _, dir := range []string{given["to"], given["policy-dir"], given["ktls"]} {
 		r.sameOnHost(install, dir, "the runtime looks there")
 		if _, _, readOnly := r.host(install, dir); readOnly {
 			r.Errorf("install cannot write to %s", dir)
@@ -288,7 +340,7 @@ func (r *rendered) checkInstall() {
 
 func (r *rendered) checkPlugin() {
 	given := r.plugin.flags()
-	known := flagsIn(r.T, "main.go")
+	known := flagsIn(r.T, "nri/main.go")
 	for name := range given {
 		if !known[name] {
 			r.Errorf("the plugin has no flag -%s", name)
@@ -367,19 +419,19 @@ func (r *rendered) checkPolicies() {
 	}
 }
 
-// flagsIn finds the flags that a file of the plugin defines.
+// flagsIn finds the flags that a file defines.
 func flagsIn(t *testing.T, file string) map[string]bool {
 	return words(t, file, regexp.MustCompile(`\bf\.\w+Var\(&o\.\w+, "([a-z-]+)"`))
 }
 
 // configKeys finds the keys of the plugin's configuration.
 func configKeys(t *testing.T) map[string]bool {
-	return words(t, "config.go", regexp.MustCompile("`yaml:\"(\\w+)\"`"))
+	return words(t, "nri/config.go", regexp.MustCompile("`yaml:\"(\\w+)\"`"))
 }
 
 func words(t *testing.T, file string, pattern *regexp.Regexp) map[string]bool {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join(root, "nri", file))
+	text, err := os.ReadFile(filepath.Join(root, file))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -388,7 +440,7 @@ func words(t *testing.T, file string, pattern *regexp.Regexp) map[string]bool {
 		all[m[1]] = true
 	}
 	if len(all) == 0 {
-		t.Fatalf("nothing in nri/%s matches %s", file, pattern)
+		t.Fatalf("nothing in %s matches %s", file, pattern)
 	}
 	return all
 }
@@ -515,7 +567,7 @@ func TestEverything(t *testing.T) {
 	r.values = valuesOf(t, file)
 	for _, want := range []string{
 		"registry.example/team/sidegate:v9", "imagePullPolicy: Always", "name: pull",
-		"/home/kubernetes/bin/sidegate/sidegate-oci-hook", "-socket-path=/run/nri/nri.sock", "hookTimeoutSeconds: 90",
+		"/home/kubernetes/bin/sidegate/sidegate-oci-hook", "-ktls=/usr/share/sidegate/ktls", "-socket-path=/run/nri/nri.sock", "hookTimeoutSeconds: 90",
 		`- "true"`, "adopt: false", "logLevel: debug", "-name=barrier", "-idx=90", `example.org/without: "true"`,
 		"-containerd-address=/run/k3s/containerd/containerd.sock", "-metrics-address=[$(NODE_IP)]:19464",
 		`prometheus.io/port: "19464"`, "kind: PodMonitor", "interval: 15s", "release: prometheus", "- -verbose",

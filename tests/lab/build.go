@@ -13,7 +13,7 @@ import (
 func Build(dir string) error {
 	for name, pkg := range map[string]string{
 		"sidegate": "sidegate/cmd/sidegate", "sidegate-oci-hook": "sidegate/oci-hook", "sidegate-nri": "sidegate/nri",
-		"sidegate-docker": "sidegate/dockerplugin",
+		"sidegate-docker": "sidegate/dockerplugin", "sidegate-tls": "sidegate/cmd/sidegate-tls",
 	} {
 		cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w -X main.version=e2e", "-o", filepath.Join(dir, name), pkg)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")

@@ -66,6 +66,23 @@ backend app
     server app 127.0.0.1:0
 `
 
+// HAProxyHTTPConfig is HAProxyConfig but for what comes to the outbound port, which is HTTP here: requests get a header, "X-Sidecar:
+// added", and those for HTTPForbidden the answer 403.
+var HAProxyHTTPConfig = func() string {
+	text := HAProxyConfig
+	for _, family := range []string{"4", "6"} {
+		text = strings.Replace(text, "    default_backend original"+family+"\n", `    mode http
+    http-request deny deny_status 403 if { path `+HTTPForbidden+` }
+    http-request set-header X-Sidecar added
+    default_backend original`+family+"\n", 1)
+		text = strings.Replace(text, "backend original"+family+"\n    server", "backend original"+family+"\n    mode http\n    server", 1)
+	}
+	return text
+}()
+
+// HTTPForbidden is the path that HAProxyHTTPConfig denies.
+const HTTPForbidden = "/forbidden"
+
 // Carried is one connection that HAProxy carried, as its log tells it after the end of the connection.
 type Carried struct {
 	Frontend string         // outbound4, outbound6 or inbound

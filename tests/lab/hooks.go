@@ -25,8 +25,28 @@ func Install(dir, binary string, policies map[string]string) (hooks string, err 
 		}
 	}
 	hooks = filepath.Join(dir, "hooks")
-	return hooks, WriteHooks(hooks, binary, []string{"SIDEGATE_POLICY_DIR=" + policyDir, "PATH=" + os.Getenv("PATH")})
+	return hooks, WriteHooks(hooks, binary, []string{"SIDEGATE_POLICY_DIR=" + policyDir, "SIDEGATE_KTLS_DIR=" + ktlsDir(dir), "PATH=" + os.Getenv("PATH")})
 }
+
+// InstallKTLS puts what containers mount for kTLS where the hooks of Install look for it: from, contrib/ktls of the repository.
+func InstallKTLS(dir, from string) error {
+	files, err := os.ReadDir(from)
+	if err == nil {
+		err = os.MkdirAll(ktlsDir(dir), 0o755)
+	}
+	for _, f := range files {
+		var text []byte
+		if err == nil {
+			text, err = os.ReadFile(filepath.Join(from, f.Name()))
+		}
+		if err == nil {
+			err = os.WriteFile(filepath.Join(ktlsDir(dir), f.Name()), text, 0o644)
+		}
+	}
+	return err
+}
+
+func ktlsDir(dir string) string { return filepath.Join(dir, "ktls") }
 
 // PolicyDir is where Install writes the policies.
 func PolicyDir(dir string) string { return filepath.Join(dir, "policies") }

@@ -168,3 +168,12 @@ func inNetns(path string, f func() error) error {
 		return f()
 	})
 }
+
+// Listen listens in the outside's namespace.
+func (o *Outside) Listen(network, address string) (l net.Listener, err error) {
+	err = inNetns(outsideNetns, func() (err error) {
+		l, err = net.Listen(network, address)
+		return err
+	})
+	return l, err
+}

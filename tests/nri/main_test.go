@@ -90,13 +90,17 @@ func runTests(m *testing.M) (status int, err error) {
 		}
 	}()
 	world.Lab, world.bin = l, built
+	ktls := filepath.Join(built, "ktls") // the repository is not where systemd runs this
 	if built == "" {
-		world.bin = filepath.Join(l.Dir, "bin")
+		world.bin, ktls = filepath.Join(l.Dir, "bin"), "../../contrib/ktls"
 		if err := lab.Build(world.bin); err != nil {
 			return 1, err
 		}
 	}
 	if _, err := lab.Install(filepath.Join(l.Dir, "installed"), hookBinary(), policies); err != nil {
+		return 1, err
+	}
+	if err := lab.InstallKTLS(filepath.Join(l.Dir, "installed"), ktls); err != nil {
 		return 1, err
 	}
 	world.policies = lab.PolicyDir(filepath.Join(l.Dir, "installed"))
@@ -108,7 +112,7 @@ func runTests(m *testing.M) (status int, err error) {
 }
 
 func pluginConfig() string {
-	return fmt.Sprintf("hook: %s\npolicyDir: %s\n", hookBinary(), world.policies)
+	return fmt.Sprintf("hook: %s\npolicyDir: %s\nktlsDir: %s\n", hookBinary(), world.policies, filepath.Join(filepath.Dir(world.policies), "ktls"))
 }
 
 func hookBinary() string { return filepath.Join(world.bin, "sidegate-oci-hook") }

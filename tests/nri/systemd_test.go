@@ -91,6 +91,7 @@ func rerunUnderSystemd(t *testing.T, tests ...string) {
 	must(t, err)
 	t.Cleanup(func() { must(t, s.Close()) })
 	must(t, os.Symlink(world.Prober, filepath.Join(world.bin, "prober")))
+	must(t, lab.InstallKTLS(world.bin, "../../contrib/ktls"))
 	self, err := os.Executable()
 	must(t, err)
 	cmd := s.Command(t.Context(), self, "-test.v", "-test.timeout=5m", "-test.run=^("+strings.Join(tests, "|")+")$", "-commands="+strconv.FormatBool(*commands))
