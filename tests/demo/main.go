@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Command demo shows what Sidegate changes: it makes the same attempts in a pod without Sidegate and in a pod with it, with real
-// podman, containerd or Docker, runc, HAProxy and nginx, and judges each by what the outside saw.
+// podman, containerd or Docker, runc, HAProxy and nginx, and judges each by what the outside saw. With -tls it shows instead what becomes of
+// requests inside TLS that an app starts, with real podman, HAProxy, Python and OpenSSL.
 //
 // It needs root and makes a machine of its own inside the machine (see package lab); nothing is left afterwards.
 package main
@@ -33,6 +34,7 @@ type env struct {
 	stdout io.Writer
 
 	runtime string // podman, containerd or docker
+	tls     bool
 }
 
 func main() {
@@ -46,7 +48,11 @@ func main() {
 		os.Exit(2)
 	}
 	os.Exit(lab.Main(func() int {
-		ok, err := run(context.Background(), e)
+		show := run
+		if e.tls {
+			show = runTLS
+		}
+		ok, err := show(context.Background(), e)
 		if err != nil {
 			fmt.Fprintln(os.Stderr, "demo:", err)
 		}
@@ -63,6 +69,7 @@ func parseFlags(args []string) (*env, error) {
 	only := fs.String("only", "", "make only attempts whose name matches this `regexp`")
 	sides := fs.String("side", "both", "off, on or both")
 	fs.StringVar(&e.runtime, "runtime", "podman", "podman; containerd: CRI pods and the NRI plugin; or docker: the network driver")
+	fs.BoolVar(&e.tls, "tls", false, "requests inside TLS, with podman")
 	verbose := fs.Bool("v", false, "print each command")
 	fs.StringVar(&e.json, "json", "", "also write the result to this `file`")
 	fs.StringVar(&e.bin, "bin", "bin", "`directory` of sidegate and sidegate-oci-hook")
@@ -79,6 +86,9 @@ func parseFlags(args []string) (*env, error) {
 	}
 	if !slices.Contains([]string{"podman", "containerd", "docker"}, e.runtime) {
 		return nil, fmt.Errorf("--runtime is podman, containerd or docker, not %q", e.runtime)
+	}
+	if e.tls && (e.runtime != "podman" || *only != "" || *sides != "both" || e.json != "") {
+		return nil, errors.New("--tls goes with -v, --bin and --prober alone")
 	}
 	var err error
 	if e.only, err = regexp.Compile(*only); err != nil {
