@@ -40,6 +40,11 @@ var pens = map[string]pen{
 	setupRedirect:    {"#2d86d9", "M-4.5,0A4.5,4.5 0 1,0 4.5,0A4.5,4.5 0 1,0 -4.5,0Z", ""},
 	setupAccelerated: {"#1a9c63", "M0,-5.5L5,4L-5,4Z", ""},
 	setupUnix:        {"#bd7e14", "M0,5.5L5,-4L-5,-4Z", "2 3"},
+
+	tlsPass:     {"#868686", "M-4,0L4,0M0,-4L0,4", "2 3"},
+	tlsInspect:  {"#2d86d9", "M-4.5,0A4.5,4.5 0 1,0 4.5,0A4.5,4.5 0 1,0 -4.5,0Z", ""},
+	tlsDeferred: {"#1a9c63", "M0,-5.5L5,4L-5,4Z", ""},
+	tlsMiddle:   {"#d9534f", "M-4,-4L4,-4L4,4L-4,4Z", ""},
 }
 
 func newDrawing(width, height int, title string) *drawing {
@@ -65,9 +70,9 @@ func (d *drawing) mark(x, y float64, p pen) {
 	fmt.Fprintf(d, `<path d="%s" transform="translate(%.1f,%.1f)" fill="%s" stroke="%s" stroke-width="1.5"/>`+"\n", p.mark, x, y, p.colour, p.colour)
 }
 
-// legend names the setups that were drawn in a row.
-func (d *drawing) legend(x, y float64, drawn []string) {
-	for _, s := range setups {
+// legend names the setups of all that were drawn, in a row.
+func (d *drawing) legend(x, y float64, all, drawn []string) {
+	for _, s := range all {
 		if !slices.Contains(drawn, s) {
 			continue
 		}
@@ -169,7 +174,7 @@ func byConnections(points []point, load, title, caption string, value func(point
 		}
 	}
 	d.text(width/2, floor+38, "middle", "connections", `font-size="12"`)
-	d.legend(16, 52, drawn)
+	d.legend(16, 52, setups, drawn)
 	d.text(16, height-10, "start", caption, `font-size="11"`)
 	return d.end()
 }
@@ -188,17 +193,60 @@ func sizeName(size int) string {
 
 // byLoad draws a row for each point of some loads, with a mark for each setup at its ratio to the baseline.
 func byLoad(points []point, loads []string, title, caption string) []byte {
-	var rows []dose
-	top := 1.0
+	var seen []dose
+	var rows []chartRow
 	for _, p := range points {
 		d := dose{p.Load, p.Size, p.Connections}
 		if !slices.Contains(loads, p.Load) {
 			continue
 		}
-		if !slices.Contains(rows, d) {
-			rows = append(rows, d)
+		k := slices.Index(seen, d)
+		if k < 0 {
+			name := fmt.Sprintf("%s, %s, %d", d.load, sizeName(d.size), d.conns)
+			if d.size == 0 {
+				name = fmt.Sprintf("%s, %d", d.load, d.conns)
+			}
+			k, seen, rows = len(seen), append(seen, d), append(rows, chartRow{name, map[string]float64{}})
 		}
-		top = max(top, p.RatioToIptables)
+		if p.Setup != baseline {
+			rows[k].marks[p.Setup] = p.RatioToIptables
+		}
+	}
+	return byRow(rows, setups, baseline, title, "times the rate of "+baseline+" (the line at 1); behind the names: connections", caption)
+}
+
+// byFigure draws a row for each figure of a measurement that is of what, with a mark for each side at its ratio to another.
+func byFigure(figures []figure, measurement, what string, sides []string, to, title, axis, caption string) []byte {
+	var rows []chartRow
+	for _, f := range figures {
+		name, of, _ := strings.Cut(f.Name, ": ")
+		if f.Measurement != measurement || of != what {
+			continue
+		}
+		row := chartRow{name, map[string]float64{}}
+		for _, r := range f.Ratios {
+			if r.To == to {
+				row.marks[r.Of] = r.Median
+			}
+		}
+		rows = append(rows, row)
+	}
+	return byRow(rows, sides, to, title, axis, caption)
+}
+
+// chartRow is a name and what is marked behind it.
+type chartRow struct {
+	name  string
+	marks map[string]float64 // by setup
+}
+
+// byRow draws rows, in which 1 is what the setup one has.
+func byRow(rows []chartRow, order []string, one, title, axis, caption string) []byte {
+	top := 1.0
+	for _, r := range rows {
+		for _, v := range r.marks {
+			top = max(top, v)
+		}
 	}
 	if len(rows) == 0 {
 		return nil
@@ -215,31 +263,25 @@ func byLoad(points []point, loads []string, title, caption string) []byte {
 		fmt.Fprintf(d, `<line x1="%.1f" y1="%.1f" x2="%.1f" y2="%.1f" stroke="%s" stroke-opacity="0.35"/>`+"\n", x(t), roof, x(t), floor, inkGrid)
 		d.text(x(t), floor+18, "middle", fmt.Sprintf("%g", t), `font-size="12"`)
 	}
-	d.line(x(1), roof, x(1), floor, pens[baseline].colour, 2)
+	d.line(x(1), roof, x(1), floor, pens[one].colour, 2)
 	var drawn []string
 	for i, row := range rows {
 		y := roof + step*(float64(i)+0.5)
-		name := fmt.Sprintf("%s, %s, %d", row.load, sizeName(row.size), row.conns)
-		if row.size == 0 {
-			name = fmt.Sprintf("%s, %d", row.load, row.conns)
-		}
-		d.text(left-14, y+4, "end", name, "")
+		d.text(left-14, y+4, "end", row.name, "")
 		fmt.Fprintf(d, `<line x1="%.1f" y1="%.1f" x2="%.1f" y2="%.1f" stroke="%s" stroke-opacity="0.2"/>`+"\n", left, y, width-right, y, inkGrid)
-		for _, setup := range setups {
-			k := slices.IndexFunc(points, func(p point) bool {
-				return p.Setup == setup && dose{p.Load, p.Size, p.Connections} == row
-			})
-			if k < 0 || setup == baseline {
+		for _, setup := range order {
+			v, ok := row.marks[setup]
+			if !ok {
 				continue
 			}
 			if !slices.Contains(drawn, setup) {
 				drawn = append(drawn, setup)
 			}
-			d.mark(x(points[k].RatioToIptables), y, pens[setup])
+			d.mark(x(v), y, pens[setup])
 		}
 	}
-	d.text((left+width-right)/2, floor+36, "middle", "times the rate of "+baseline+" (the line at 1); behind the names: connections", `font-size="12"`)
-	d.legend(16, 52, drawn)
+	d.text((left+width-right)/2, floor+36, "middle", axis, `font-size="12"`)
+	d.legend(16, 52, order, drawn)
 	d.text(16, floor+54, "start", caption, `font-size="11"`)
 	return d.end()
 }
@@ -253,6 +295,10 @@ func charts(r *report) map[string][]byte {
 		"bench-cpu.svg": byConnections(r.Points, loadRequest, "Request/response through the sidecar: CPU of client, sidecar and upstream, us a request", caption,
 			func(p point) float64 { return p.CPUPerRequest }),
 		"bench-loads.svg": byLoad(r.Points, []string{loadHop, loadConnect, loadUp, loadDown, loadMixed, loadWrk}, "Other loads through the sidecar", caption),
+		"bench-tls-cpu.svg": byFigure(r.Figures, "tls", tlsCPU, tlsSides, tlsMiddle, "HTTPS through the sidecar: CPU of sidecar and relay",
+			"times the CPU of a "+tlsMiddle+" (the line at 1): less is better", caption),
+		"bench-tls-rate.svg": byFigure(r.Figures, "tls", tlsRate, tlsSides, tlsMiddle, "HTTPS through the sidecar: rate",
+			"times the rate of a "+tlsMiddle+" (the line at 1): more is better", caption),
 	}
 	for name, svg := range all {
 		if svg == nil {
@@ -277,7 +323,7 @@ func drawAll(from, dir string) error {
 	}
 	all := charts(&r)
 	if len(all) == 0 {
-		return fmt.Errorf("%s has no points of the data plane", from)
+		return fmt.Errorf("%s has no points of the data plane, nor figures of TLS", from)
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err

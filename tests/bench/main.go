@@ -2,7 +2,7 @@
 
 // Command bench measures what Sidegate costs: starts of containers by each runtime, the hook itself, connections and bytes through a sidecar against
 // the iptables rules of a mesh, packets of the sidecar, sockets of processes that are not managed, updates of policies, what is
-// judged by rules, by how many there are, and many containers at once.
+// judged by rules, by how many there are, many containers at once, and HTTPS that is read on its way.
 //
 // The data plane, the hop from app over sidecar to upstream, is measured in all setups that there are (see [setups]) by loads of several
 // sizes and numbers of connections: with client, sidecar and upstream that do next to nothing themselves, and with wrk, HAProxy and nginx.
@@ -95,10 +95,10 @@ func main() {
 func parseFlags(args []string) (*env, error) {
 	e := &env{stdout: os.Stdout, stderr: os.Stderr}
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
-	loads := fs.String("loads", "", "of hop and wrk make only points whose name matches this `regexp`")
-	only := fs.String("only", "", "make only measurements whose name matches this `regexp`: start, hook, guard, policy, rules, scale, nri, docker, hop, wrk, connect, download, packets")
+	loads := fs.String("loads", "", "of hop, wrk and tls make only points whose name matches this `regexp`")
+	only := fs.String("only", "", "make only measurements whose name matches this `regexp`: start, hook, guard, policy, rules, scale, nri, docker, hop, wrk, connect, download, packets, tls")
 	fs.BoolVar(&e.quick, "quick", false, "a fifth of the rounds")
-	fs.DurationVar(&e.limit, "limit", 28*time.Minute, "begin nothing more after this `time`; what is left is said to be missing")
+	fs.DurationVar(&e.limit, "limit", 29*time.Minute, "begin nothing more after this `time`; what is left is said to be missing")
 	fs.StringVar(&e.json, "json", "build/bench.json", "also write the result to this `file`; \"\" for none")
 	fs.StringVar(&e.svg, "svg", "", "measure nothing, but draw charts of what is in the -json file into this `directory`")
 	fs.StringVar(&e.bin, "bin", "bin", "`directory` of sidegate and sidegate-oci-hook")
@@ -151,6 +151,7 @@ var measurements = []measurement{
 	{name: "connect", pods: measureConnect},
 	{name: "download", pods: measureDownload},
 	{name: "packets", pods: measurePackets},
+	{name: "tls", pods: measureTLS},
 }
 
 // run makes the measurements and reports. Its error names those that could not be made.

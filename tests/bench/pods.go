@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -25,6 +26,12 @@ const (
 	// Not where there is no acceleration.
 	sideAccelerated = "Sidegate, accelerated"
 )
+
+// policyOf is the policy of sides that Sidegate redirects.
+var policyOf = map[string]string{
+	sideSidegate: redirectName, sideAccelerated: acceleratedName,
+	tlsPass: redirectName, tlsMiddle: redirectName, tlsInspect: tlsInspectName, tlsDeferred: tlsDeferredName,
+}
 
 var trafficSides = []string{sideNone, sideIptables, sideSidegate}
 
@@ -201,28 +208,34 @@ func listens(listing, addr string) bool {
 	return false
 }
 
-// haproxy starts a pod of a side with HAProxy as its sidecar.
+// haproxy starts a pod of a side with HAProxy as its sidecar, and checks it.
 func (t *traffic) haproxy(ctx context.Context, side string) error {
-	p, err := t.pod(ctx, side, side)
+	p, err := t.startHAProxy(ctx, side, proxyConfig)
 	if err != nil {
-		return err
-	}
-	p.stats = filepath.Join(t.w.dir, p.name+".sock")
-	config := filepath.Join(t.w.dir, p.name+".cfg")
-	if err := os.WriteFile(config, fmt.Appendf(nil, proxyConfig, p.stats), 0o644); err != nil {
-		return err
-	}
-	env, argv, err := confined("/usr/sbin/haproxy", "-db", "-f", config)
-	if err != nil {
-		return err
-	}
-	if p.haproxy, err = t.w.spawn(p.sidecarCgroup, p.netns, env, argv...); err != nil {
-		return err
-	}
-	if err := t.waitAccepting(ctx, p.haproxy, p.netns, fmt.Sprintf("127.0.0.1:%d", outboundTo)); err != nil {
 		return err
 	}
 	return t.check(p)
+}
+
+// startHAProxy starts one whose HAProxy has a configuration, in which %s is its control socket.
+func (t *traffic) startHAProxy(ctx context.Context, side, text string) (*pod, error) {
+	p, err := t.pod(ctx, side, side)
+	if err != nil {
+		return nil, err
+	}
+	p.stats = filepath.Join(t.w.dir, p.name+".sock")
+	config := filepath.Join(t.w.dir, p.name+".cfg")
+	if err := os.WriteFile(config, []byte(strings.Replace(text, "%s", p.stats, 1)), 0o644); err != nil {
+		return nil, err
+	}
+	env, argv, err := confined("/usr/sbin/haproxy", "-db", "-f", config)
+	if err != nil {
+		return nil, err
+	}
+	if p.haproxy, err = t.w.spawn(p.sidecarCgroup, p.netns, env, argv...); err != nil {
+		return nil, err
+	}
+	return p, t.waitAccepting(ctx, p.haproxy, p.netns, fmt.Sprintf("127.0.0.1:%d", outboundTo))
 }
 
 // pod starts a pod of a side, all of whose processes are confined, whose sidecar does nothing yet. env is more of the agents' environment.
@@ -260,8 +273,11 @@ func (t *traffic) pod(ctx context.Context, name, side string, env ...string) (p 
 	case sideIptables:
 		t.iptables, err = meshRules(ctx, p.netns)
 		return p, err
-	case sideSidegate, sideAccelerated:
-		wanted := map[string]string{sideSidegate: redirectName, sideAccelerated: acceleratedName}[side]
+	default:
+		wanted, ok := policyOf[side]
+		if !ok {
+			return nil, errors.New("there is no such side")
+		}
 		for role, a := range map[string]*proc{"sidecar": p.sidecar, "app": p.app} {
 			id := p.name + "-" + role
 			p.ids = append(p.ids, id)
@@ -295,24 +311,63 @@ func (t *traffic) check(p *pod) error {
 
 // carried asks HAProxy how many connections of apps it has taken.
 func (p *pod) carried() (int64, error) {
+	rows, err := p.statistics()
+	if err != nil {
+		return 0, err
+	}
+	return sessions(rows)
+}
+
+// asked asks HAProxy how many requests of apps it has read, where it reads any.
+func (p *pod) asked() (int64, error) {
+	rows, err := p.statistics()
+	if err != nil {
+		return 0, err
+	}
+	return requests(rows)
+}
+
+// statistics are HAProxy's.
+func (p *pod) statistics() ([][]string, error) {
 	c, err := net.DialTimeout("unix", p.stats, 2*time.Second)
 	if err != nil {
-		return 0, errors.Join(err, p.haproxy.alive())
+		return nil, errors.Join(err, p.haproxy.alive())
 	}
 	defer c.Close()
 	if err := c.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
-		return 0, err
+		return nil, err
 	}
 	if _, err := fmt.Fprintln(c, "show stat"); err != nil {
-		return 0, err
+		return nil, err
 	}
 	r := csv.NewReader(c)
 	r.FieldsPerRecord = -1
 	rows, err := r.ReadAll()
 	if err != nil {
-		return 0, fmt.Errorf("HAProxy's statistics: %w", err)
+		return nil, fmt.Errorf("HAProxy's statistics: %w", err)
 	}
-	return sessions(rows)
+	return rows, nil
+}
+
+// requests is how many frontend outbound has read; none, in mode tcp.
+func requests(rows [][]string) (int64, error) {
+	if len(rows) == 0 {
+		return 0, errors.New("HAProxy has no statistics")
+	}
+	column := slices.Index(rows[0], "req_tot")
+	for _, row := range rows {
+		if column >= 0 && len(row) > column && row[1] == "FRONTEND" && strings.HasSuffix(row[0], "outbound") {
+			if row[column] == "" {
+				return 0, nil
+			}
+			n, err := strconv.ParseInt(row[column], 10, 64)
+			if err != nil {
+				return 0, fmt.Errorf("HAProxy's statistics: %w", err)
+			}
+			return n, nil
+		}
+	}
+	return 0, errors.New("HAProxy's statistics say nothing of requests")
 }
 
 // sessions adds up the connections that the frontends outbound and direct have taken.

@@ -96,7 +96,7 @@ func (w *world) fill(e *env) error {
 		return fmt.Errorf("cgroup of this process is %q, which is no node's", own)
 	}
 	w.cgroup = filepath.Join(cgroupRoot, filepath.Dir(own), "bench")
-	return os.Mkdir(w.cgroup, 0o755)
+	return os.MkdirAll(w.cgroup, 0o755) // an earlier world of this node may have had it
 }
 
 // unifiedCgroup finds the cgroup v2 in a listing of /proc/<pid>/cgroup.
