@@ -37,8 +37,14 @@ func begin(t *testing.T) context.Context {
 	wantNoState(t)
 	t.Cleanup(func() {
 		objects := pinned(t, state)
-		if _, stderr, code := sidegate(t, "unload"); code != 0 {
-			t.Errorf("unload at the end: %d, %s", code, stderr)
+		// What was killed in a pod may take a moment to be gone, and the pod with it.
+		var stderr string
+		if err := lab.WaitFor(5*time.Second, "unload at the end", func() (bool, error) {
+			var code int
+			_, stderr, code = sidegate(t, "unload")
+			return code == 0, nil
+		}); err != nil {
+			t.Errorf("%v: %s", err, stderr)
 			sidegate(t, "unload", "--force")
 		}
 		wantNoState(t)
