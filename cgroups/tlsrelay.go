@@ -3,6 +3,7 @@
 package cgroups
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -603,12 +604,7 @@ func connect(ctx context.Context, f *os.File, to unix.Sockaddr) error {
 const TLSSocketEnv = "SIDEGATE_TLS_SOCKET"
 
 // TLSSocket is where the relay answers.
-func TLSSocket() string {
-	if s := os.Getenv(TLSSocketEnv); s != "" {
-		return s
-	}
-	return "/run/sidegate/tls.sock"
-}
+func TLSSocket() string { return cmp.Or(os.Getenv(TLSSocketEnv), "/run/sidegate/tls.sock") }
 
 // TLSRequest asks the relay to listen in a pod, and TLSAnswer says that it does. Each
 // is one JSON object in one packet of a SOCK_SEQPACKET connection.

@@ -82,9 +82,12 @@ func (e *events) write() {
 	}
 }
 
+// wanted tells whether anybody reads them.
+func (e *events) wanted() bool { return e.w != nil }
+
 // put never waits.
 func (e *events) put(v *event) {
-	if e.w == nil {
+	if !e.wanted() {
 		return
 	}
 	e.mu.Lock()
@@ -115,7 +118,7 @@ func (e *events) offer(v any) bool {
 
 // Close writes what is left.
 func (e *events) Close() {
-	if e.w == nil {
+	if !e.wanted() {
 		return
 	}
 	e.mu.Lock()
@@ -135,8 +138,11 @@ type connEvents struct {
 	base   event
 }
 
-// who looks up whose connection it is, once.
+// who looks up whose connection it is, once, if anybody is told.
 func (c *connEvents) who(r *cgroups.TLSRelay, o cgroups.TLSOrigin) {
+	if !c.node.events.wanted() {
+		return
+	}
 	container := r.Container(o.CgroupID)
 	c.base = event{
 		Pod: container.Pod, Container: container.Name, ContainerID: container.ID,
