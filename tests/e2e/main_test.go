@@ -7,7 +7,6 @@ package e2e
 import (
 	"context"
 	"flag"
-	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -50,18 +49,7 @@ spec: {}
 
 func TestMain(m *testing.M) {
 	flag.Parse()
-	if err := lab.Supported(); err != nil {
-		fmt.Fprintln(os.Stderr, "skipped:", err)
-		os.Exit(0)
-	}
-	os.Exit(lab.Main(func() int {
-		status, err := runTests(m)
-		if err != nil {
-			fmt.Fprintln(os.Stderr, "e2e:", err)
-			return 1
-		}
-		return status
-	}))
+	os.Exit(lab.RunTests("e2e", func() (int, error) { return runTests(m) }))
 }
 
 func runTests(m *testing.M) (status int, err error) {

@@ -222,3 +222,20 @@ func closeOpenLab() {
 		fmt.Fprintln(os.Stderr, "lab: close:", err)
 	}
 }
+
+// RunTests is Main for the tests of a package, by name, which it skips on a machine that cannot have a node. An error of
+// theirs fails them.
+func RunTests(name string, run func() (status int, err error)) int {
+	if err := Supported(); err != nil {
+		fmt.Fprintln(os.Stderr, "skipped:", err)
+		return 0
+	}
+	return Main(func() int {
+		status, err := run()
+		if err != nil {
+			fmt.Fprintln(os.Stderr, name+":", err)
+			return 1
+		}
+		return status
+	})
+}

@@ -14,11 +14,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	if err := lab.Supported(); err != nil {
-		fmt.Fprintln(os.Stderr, "skipped:", err)
-		os.Exit(0)
-	}
-	os.Exit(lab.Main(m.Run))
+	os.Exit(lab.RunTests("lab", func() (int, error) { return m.Run(), nil }))
 }
 
 // A pod is up, and its app reaches the outside by itself: what Sidegate is there to change.

@@ -56,18 +56,7 @@ spec:
 
 func TestMain(m *testing.M) {
 	flag.Parse()
-	if err := lab.Supported(); err != nil {
-		fmt.Fprintln(os.Stderr, "skipped:", err)
-		os.Exit(0)
-	}
-	os.Exit(lab.Main(func() int {
-		status, err := runTests(m)
-		if err != nil {
-			fmt.Fprintln(os.Stderr, "nri:", err)
-			return 1
-		}
-		return status
-	}))
+	os.Exit(lab.RunTests("nri", func() (int, error) { return runTests(m) }))
 }
 
 func runTests(m *testing.M) (status int, err error) {

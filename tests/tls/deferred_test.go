@@ -9,48 +9,6 @@ import (
 	"sidegate/tests/lab"
 )
 
-// haproxyHTTP is a sidecar that reads HTTP: it adds a header, answers one path itself, and goes
-// on to where the client meant to go.
-const haproxyHTTP = `global
-    maxconn 400
-    log stdout format raw local0
-
-defaults
-    mode http
-    log global
-    option httplog
-    timeout connect 3s
-    timeout client 30s
-    timeout server 30s
-
-frontend outbound4
-    bind 127.0.0.1:15001
-    http-request set-header X-Sidecar added
-    http-request deny deny_status 403 if { path /forbidden }
-    default_backend original4
-
-frontend outbound6
-    bind [::1]:15001
-    http-request set-header X-Sidecar added
-    default_backend original6
-
-frontend inbound
-    mode tcp
-    bind 0.0.0.0:15006
-    bind [::]:15006 v6only
-    default_backend app
-
-backend original4
-    server orig 0.0.0.0:0
-
-backend original6
-    server orig [::]:0
-
-backend app
-    mode tcp
-    server app 127.0.0.1:0
-`
-
 const fetchSaw = `
 import ssl, sys, http.client, urllib.request, urllib.error
 c = ssl.create_default_context(cafile="/site/ca.pem")
@@ -72,7 +30,7 @@ for i in range(3):
 // The sidecar works on HTTP inside the app's own TLS sessions.
 func TestDeferred(t *testing.T) {
 	ctx := begin(t)
-	p := newPodWith(ctx, t, "deferred", haproxyHTTP, optIn+"MaxProtocol = TLSv1.2\n")
+	p := newPodWith(ctx, t, "deferred", lab.HAProxyHTTPConfig, lab.OpenSSLConfig(lab.KTLS, "MaxProtocol = TLSv1.2"))
 	w := watchAll(t)
 	lines := p.python(ctx, t, fetchSaw, "https://api.example/v1/a", "https://api.example/forbidden", "https://api.example/secret/b")
 	want := []string{"200 added hello /v1/a", "403", "failed:", "200 added hello /keep/0", "200 added hello /keep/1", "200 added hello /keep/2"}

@@ -32,18 +32,7 @@ var world struct {
 
 func TestMain(m *testing.M) {
 	flag.Parse()
-	if err := lab.Supported(); err != nil {
-		fmt.Fprintln(os.Stderr, "skipped:", err)
-		os.Exit(0)
-	}
-	os.Exit(lab.Main(func() int {
-		status, err := runTests(m)
-		if err != nil {
-			fmt.Fprintln(os.Stderr, "tls:", err)
-			return 1
-		}
-		return status
-	}))
+	os.Exit(lab.RunTests("tls", func() (int, error) { return runTests(m) }))
 }
 
 func runTests(m *testing.M) (status int, err error) {

@@ -118,15 +118,8 @@ spec:
   sidecarPorts: [15000]`
 }
 
-// optIn is a system-wide openssl.cnf, as Debian's but for the option.
-const optIn = `openssl_conf = openssl_init
-[openssl_init]
-ssl_conf = ssl_sect
-[ssl_sect]
-system_default = system_default_sect
-[system_default_sect]
-Options = KTLS
-`
+// optIn is all that an app's OpenSSL needs.
+var optIn = lab.OpenSSLConfig(lab.KTLS)
 
 type pod struct {
 	*lab.Pod

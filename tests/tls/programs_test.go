@@ -118,7 +118,7 @@ func TestServer(t *testing.T) {
 		script string
 		port   uint16
 	}{
-		"openssl": {`cd /tmp && head -c 4000000 /dev/urandom >page && exec openssl s_server -accept 9443 -cert /site/ca.pem -key /site/key.pem -WWW -naccept 2 2>&1`, 9443},
+		"openssl": {`cd /tmp && head -c 4000000 /dev/urandom >page && exec openssl s_server -accept 9443 -cert /site/cert.pem -key /site/key.pem -WWW -naccept 2 2>&1`, 9443},
 		"nginx":   {"echo root:x:0: >/etc/group; cat >/tmp/n.conf <<'EOF'\n" + servingNginx + "EOF\nhead -c 4000000 /dev/urandom >/tmp/page; exec /usr/sbin/nginx -c /tmp/n.conf -e stderr 2>&1", 9444},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -163,7 +163,7 @@ http {
     client_body_temp_path /tmp/n1; proxy_temp_path /tmp/n2; fastcgi_temp_path /tmp/n3; uwsgi_temp_path /tmp/n4; scgi_temp_path /tmp/n5;
     server {
         listen 9444 ssl;
-        ssl_certificate /site/ca.pem;
+        ssl_certificate /site/cert.pem;
         ssl_certificate_key /site/key.pem;
         ssl_protocols TLSv1.2 TLSv1.3;
         ssl_conf_command Options KTLS;

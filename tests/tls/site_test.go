@@ -4,20 +4,13 @@ package tls
 
 import (
 	"bytes"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/sha256"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/binary"
 	"encoding/hex"
-	"encoding/pem"
 	"fmt"
 	"io"
 	"log"
-	"math/big"
 	"net"
 	"net/http"
 	"os"
@@ -25,7 +18,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
-	"time"
 
 	"sidegate/tests/lab"
 )
@@ -66,11 +58,19 @@ func newSite(l *lab.Lab, dir string) (*site, error) {
 		return nil, err
 	}
 	s := &site{ca: filepath.Join(dir, "ca.pem")}
-	cert, pemCA, pemKey, err := certificate()
+	ca, err := lab.NewAuthority("the site's own CA")
 	if err != nil {
 		return nil, err
 	}
-	for name, b := range map[string][]byte{"ca.pem": pemCA, "key.pem": pemKey} {
+	pemCert, pemKey, err := ca.Issue(hosts, lab.OutsideV4, lab.OutsideV6)
+	if err != nil {
+		return nil, err
+	}
+	cert, err := tls.X509KeyPair(pemCert, pemKey)
+	if err != nil {
+		return nil, err
+	}
+	for name, b := range map[string][]byte{"ca.pem": ca.PEM, "cert.pem": pemCert, "key.pem": pemKey} {
 		if err := os.WriteFile(filepath.Join(dir, name), b, 0o644); err != nil {
 			return nil, err
 		}
@@ -103,26 +103,6 @@ func (s *site) close() {
 	_ = s.own.Close()
 	_ = s.nginx.Process.Kill()
 	_ = s.nginx.Wait()
-}
-
-func certificate() (cert tls.Certificate, pemCA, pemKey []byte, err error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return cert, nil, nil, err
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "site"}, DNSNames: hosts,
-		IPAddresses: []net.IP{lab.OutsideV4.AsSlice(), lab.OutsideV6.AsSlice()},
-		NotBefore:   time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		return cert, nil, nil, err
-	}
-	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key},
-		pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8}), err
 }
 
 // ServeHTTP answers with what it was asked. /size/N has N bytes, and X-Sum of them; what was
@@ -249,7 +229,7 @@ http {
   scgi_temp_path %[1]s/scgi;
   server {
     listen unix:%[1]s/site.sock ssl;
-    ssl_certificate %[1]s/ca.pem;
+    ssl_certificate %[1]s/cert.pem;
     ssl_certificate_key %[1]s/key.pem;
     ssl_protocols TLSv1.2 TLSv1.3;
     ssl_ciphers ALL:@SECLEVEL=0;
