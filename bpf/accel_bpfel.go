@@ -25,6 +25,9 @@ const (
 	accelMapCounters      = "counters"
 	accelMapDeviceProgs   = "device_progs"
 	accelMapEnds          = "ends"
+	accelMapEventBudgets  = "event_budgets"
+	accelMapEventControl  = "event_control"
+	accelMapEventRings    = "event_rings"
 	accelMapExecutables   = "executables"
 	accelMapHostAddrs     = "host_addrs"
 	accelMapIdentity      = "identity"
@@ -53,6 +56,7 @@ const (
 	accelMapTlsTargets    = "tls_targets"
 	accelMapUnixRules     = "unix_rules"
 	accelProgSgMsg        = "sg_msg"
+	accelVarSgEventType   = "sg_event_type"
 	accelVarSgMaxUnread   = "sg_max_unread"
 )
 
@@ -114,6 +118,9 @@ type accelMapSpecs struct {
 	Counters      *ebpf.MapSpec `ebpf:"counters"`
 	DeviceProgs   *ebpf.MapSpec `ebpf:"device_progs"`
 	Ends          *ebpf.MapSpec `ebpf:"ends"`
+	EventBudgets  *ebpf.MapSpec `ebpf:"event_budgets"`
+	EventControl  *ebpf.MapSpec `ebpf:"event_control"`
+	EventRings    *ebpf.MapSpec `ebpf:"event_rings"`
 	Executables   *ebpf.MapSpec `ebpf:"executables"`
 	HostAddrs     *ebpf.MapSpec `ebpf:"host_addrs"`
 	Identity      *ebpf.MapSpec `ebpf:"identity"`
@@ -147,6 +154,7 @@ type accelMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type accelVariableSpecs struct {
+	SgEventType *ebpf.VariableSpec `ebpf:"sg_event_type"`
 	SgMaxUnread *ebpf.VariableSpec `ebpf:"sg_max_unread"`
 }
 
@@ -179,6 +187,9 @@ type accelMaps struct {
 	Counters      *ebpf.Map `ebpf:"counters"`
 	DeviceProgs   *ebpf.Map `ebpf:"device_progs"`
 	Ends          *ebpf.Map `ebpf:"ends"`
+	EventBudgets  *ebpf.Map `ebpf:"event_budgets"`
+	EventControl  *ebpf.Map `ebpf:"event_control"`
+	EventRings    *ebpf.Map `ebpf:"event_rings"`
 	Executables   *ebpf.Map `ebpf:"executables"`
 	HostAddrs     *ebpf.Map `ebpf:"host_addrs"`
 	Identity      *ebpf.Map `ebpf:"identity"`
@@ -219,6 +230,9 @@ func (m *accelMaps) Close() error {
 		m.Counters,
 		m.DeviceProgs,
 		m.Ends,
+		m.EventBudgets,
+		m.EventControl,
+		m.EventRings,
 		m.Executables,
 		m.HostAddrs,
 		m.Identity,
@@ -253,6 +267,7 @@ func (m *accelMaps) Close() error {
 //
 // It can be passed to loadAccelObjects or ebpf.CollectionSpec.LoadAndAssign.
 type accelVariables struct {
+	SgEventType *ebpf.Variable `ebpf:"sg_event_type"`
 	SgMaxUnread *ebpf.Variable `ebpf:"sg_max_unread"`
 }
 

@@ -91,6 +91,27 @@ const (
 	endpointSgEndpointDropSG_ENDPOINT_DROPS     endpointSgEndpointDrop = 5
 )
 
+type endpointSgEventBudget struct {
+	_          structs.HostLayout
+	Window     uint64
+	Used       uint32
+	Suppressed uint32
+	Total      uint64
+}
+
+type endpointSgEventControl struct {
+	_     structs.HostLayout
+	Any   uint64
+	Until [8]uint64
+	Lost  [8]uint64
+}
+
+type endpointSgEventSource struct {
+	_           structs.HostLayout
+	NetnsCookie uint64
+	CgroupId    uint64
+}
+
 type endpointSgExecutable struct {
 	_        structs.HostLayout
 	CgroupId uint64
@@ -343,6 +364,9 @@ const (
 	endpointMapDeviceProgs      = "device_progs"
 	endpointMapEndpointCounters = "endpoint_counters"
 	endpointMapEndpoints        = "endpoints"
+	endpointMapEventBudgets     = "event_budgets"
+	endpointMapEventControl     = "event_control"
+	endpointMapEventRings       = "event_rings"
 	endpointMapExecutables      = "executables"
 	endpointMapHostAddrs        = "host_addrs"
 	endpointMapIdentity         = "identity"
@@ -371,6 +395,7 @@ const (
 	endpointMapUnixRules        = "unix_rules"
 	endpointProgSgEndpointFrom  = "sg_endpoint_from"
 	endpointProgSgEndpointTo    = "sg_endpoint_to"
+	endpointVarSgEventType      = "sg_event_type"
 )
 
 // loadEndpoint returns the embedded CollectionSpec for endpoint.
@@ -432,6 +457,9 @@ type endpointMapSpecs struct {
 	DeviceProgs      *ebpf.MapSpec `ebpf:"device_progs"`
 	EndpointCounters *ebpf.MapSpec `ebpf:"endpoint_counters"`
 	Endpoints        *ebpf.MapSpec `ebpf:"endpoints"`
+	EventBudgets     *ebpf.MapSpec `ebpf:"event_budgets"`
+	EventControl     *ebpf.MapSpec `ebpf:"event_control"`
+	EventRings       *ebpf.MapSpec `ebpf:"event_rings"`
 	Executables      *ebpf.MapSpec `ebpf:"executables"`
 	HostAddrs        *ebpf.MapSpec `ebpf:"host_addrs"`
 	Identity         *ebpf.MapSpec `ebpf:"identity"`
@@ -464,6 +492,7 @@ type endpointMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type endpointVariableSpecs struct {
+	SgEventType *ebpf.VariableSpec `ebpf:"sg_event_type"`
 }
 
 // endpointObjects contains all objects after they have been loaded into the kernel.
@@ -495,6 +524,9 @@ type endpointMaps struct {
 	DeviceProgs      *ebpf.Map `ebpf:"device_progs"`
 	EndpointCounters *ebpf.Map `ebpf:"endpoint_counters"`
 	Endpoints        *ebpf.Map `ebpf:"endpoints"`
+	EventBudgets     *ebpf.Map `ebpf:"event_budgets"`
+	EventControl     *ebpf.Map `ebpf:"event_control"`
+	EventRings       *ebpf.Map `ebpf:"event_rings"`
 	Executables      *ebpf.Map `ebpf:"executables"`
 	HostAddrs        *ebpf.Map `ebpf:"host_addrs"`
 	Identity         *ebpf.Map `ebpf:"identity"`
@@ -534,6 +566,9 @@ func (m *endpointMaps) Close() error {
 		m.DeviceProgs,
 		m.EndpointCounters,
 		m.Endpoints,
+		m.EventBudgets,
+		m.EventControl,
+		m.EventRings,
 		m.Executables,
 		m.HostAddrs,
 		m.Identity,
@@ -567,6 +602,7 @@ func (m *endpointMaps) Close() error {
 //
 // It can be passed to loadEndpointObjects or ebpf.CollectionSpec.LoadAndAssign.
 type endpointVariables struct {
+	SgEventType *ebpf.Variable `ebpf:"sg_event_type"`
 }
 
 // endpointPrograms contains all programs after they have been loaded into the kernel.

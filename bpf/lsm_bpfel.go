@@ -66,6 +66,27 @@ type lsmSgCounters struct {
 	V [33]uint64
 }
 
+type lsmSgEventBudget struct {
+	_          structs.HostLayout
+	Window     uint64
+	Used       uint32
+	Suppressed uint32
+	Total      uint64
+}
+
+type lsmSgEventControl struct {
+	_     structs.HostLayout
+	Any   uint64
+	Until [8]uint64
+	Lost  [8]uint64
+}
+
+type lsmSgEventSource struct {
+	_           structs.HostLayout
+	NetnsCookie uint64
+	CgroupId    uint64
+}
+
 type lsmSgExecutable struct {
 	_        structs.HostLayout
 	CgroupId uint64
@@ -316,6 +337,9 @@ const (
 	lsmMapContainers    = "containers"
 	lsmMapCounters      = "counters"
 	lsmMapDeviceProgs   = "device_progs"
+	lsmMapEventBudgets  = "event_budgets"
+	lsmMapEventControl  = "event_control"
+	lsmMapEventRings    = "event_rings"
 	lsmMapExecutables   = "executables"
 	lsmMapHostAddrs     = "host_addrs"
 	lsmMapIdentity      = "identity"
@@ -345,6 +369,7 @@ const (
 	lsmProgSgLsmConnect = "sg_lsm_connect"
 	lsmProgSgLsmSend    = "sg_lsm_send"
 	lsmProgSgLsmSocket  = "sg_lsm_socket"
+	lsmVarSgEventType   = "sg_event_type"
 )
 
 // loadLsm returns the embedded CollectionSpec for lsm.
@@ -405,6 +430,9 @@ type lsmMapSpecs struct {
 	Containers    *ebpf.MapSpec `ebpf:"containers"`
 	Counters      *ebpf.MapSpec `ebpf:"counters"`
 	DeviceProgs   *ebpf.MapSpec `ebpf:"device_progs"`
+	EventBudgets  *ebpf.MapSpec `ebpf:"event_budgets"`
+	EventControl  *ebpf.MapSpec `ebpf:"event_control"`
+	EventRings    *ebpf.MapSpec `ebpf:"event_rings"`
 	Executables   *ebpf.MapSpec `ebpf:"executables"`
 	HostAddrs     *ebpf.MapSpec `ebpf:"host_addrs"`
 	Identity      *ebpf.MapSpec `ebpf:"identity"`
@@ -437,6 +465,7 @@ type lsmMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type lsmVariableSpecs struct {
+	SgEventType *ebpf.VariableSpec `ebpf:"sg_event_type"`
 }
 
 // lsmObjects contains all objects after they have been loaded into the kernel.
@@ -466,6 +495,9 @@ type lsmMaps struct {
 	Containers    *ebpf.Map `ebpf:"containers"`
 	Counters      *ebpf.Map `ebpf:"counters"`
 	DeviceProgs   *ebpf.Map `ebpf:"device_progs"`
+	EventBudgets  *ebpf.Map `ebpf:"event_budgets"`
+	EventControl  *ebpf.Map `ebpf:"event_control"`
+	EventRings    *ebpf.Map `ebpf:"event_rings"`
 	Executables   *ebpf.Map `ebpf:"executables"`
 	HostAddrs     *ebpf.Map `ebpf:"host_addrs"`
 	Identity      *ebpf.Map `ebpf:"identity"`
@@ -503,6 +535,9 @@ func (m *lsmMaps) Close() error {
 		m.Containers,
 		m.Counters,
 		m.DeviceProgs,
+		m.EventBudgets,
+		m.EventControl,
+		m.EventRings,
 		m.Executables,
 		m.HostAddrs,
 		m.Identity,
@@ -536,6 +571,7 @@ func (m *lsmMaps) Close() error {
 //
 // It can be passed to loadLsmObjects or ebpf.CollectionSpec.LoadAndAssign.
 type lsmVariables struct {
+	SgEventType *ebpf.Variable `ebpf:"sg_event_type"`
 }
 
 // lsmPrograms contains all programs after they have been loaded into the kernel.

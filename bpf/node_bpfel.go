@@ -135,6 +135,46 @@ type nodeSgCounters struct {
 	V [33]uint64
 }
 
+type nodeSgEvent struct {
+	_           structs.HostLayout
+	TimeNs      uint64
+	NetnsCookie uint64
+	CgroupId    uint64
+	Peer        uint64
+	Addr        nodeSgAddr
+	Port        uint16
+	Proto       uint16
+	Kind        uint8
+	Dir         uint8
+	Counter     uint8
+	Audit       uint8
+	Revision    uint32
+	Rule        uint32
+	Pid         uint32
+	Suppressed  uint32
+}
+
+type nodeSgEventBudget struct {
+	_          structs.HostLayout
+	Window     uint64
+	Used       uint32
+	Suppressed uint32
+	Total      uint64
+}
+
+type nodeSgEventControl struct {
+	_     structs.HostLayout
+	Any   uint64
+	Until [8]uint64
+	Lost  [8]uint64
+}
+
+type nodeSgEventSource struct {
+	_           structs.HostLayout
+	NetnsCookie uint64
+	CgroupId    uint64
+}
+
 type nodeSgExecutable struct {
 	_        structs.HostLayout
 	CgroupId uint64
@@ -418,6 +458,9 @@ const (
 	nodeMapCounters         = "counters"
 	nodeMapDeviceProgs      = "device_progs"
 	nodeMapEnds             = "ends"
+	nodeMapEventBudgets     = "event_budgets"
+	nodeMapEventControl     = "event_control"
+	nodeMapEventRings       = "event_rings"
 	nodeMapExecutables      = "executables"
 	nodeMapHostAddrs        = "host_addrs"
 	nodeMapIdentity         = "identity"
@@ -478,6 +521,7 @@ const (
 	nodeProgSgSockCreate    = "sg_sock_create"
 	nodeProgSgSockops       = "sg_sockops"
 	nodeProgSgTlsSetsockopt = "sg_tls_setsockopt"
+	nodeVarSgEventType      = "sg_event_type"
 	nodeVarSgKptrs          = "sg_kptrs"
 	nodeVarSgTlsRingType    = "sg_tls_ring_type"
 )
@@ -572,6 +616,9 @@ type nodeMapSpecs struct {
 	Counters      *ebpf.MapSpec `ebpf:"counters"`
 	DeviceProgs   *ebpf.MapSpec `ebpf:"device_progs"`
 	Ends          *ebpf.MapSpec `ebpf:"ends"`
+	EventBudgets  *ebpf.MapSpec `ebpf:"event_budgets"`
+	EventControl  *ebpf.MapSpec `ebpf:"event_control"`
+	EventRings    *ebpf.MapSpec `ebpf:"event_rings"`
 	Executables   *ebpf.MapSpec `ebpf:"executables"`
 	HostAddrs     *ebpf.MapSpec `ebpf:"host_addrs"`
 	Identity      *ebpf.MapSpec `ebpf:"identity"`
@@ -605,6 +652,7 @@ type nodeMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type nodeVariableSpecs struct {
+	SgEventType   *ebpf.VariableSpec `ebpf:"sg_event_type"`
 	SgKptrs       *ebpf.VariableSpec `ebpf:"sg_kptrs"`
 	SgTlsRingType *ebpf.VariableSpec `ebpf:"sg_tls_ring_type"`
 }
@@ -638,6 +686,9 @@ type nodeMaps struct {
 	Counters      *ebpf.Map `ebpf:"counters"`
 	DeviceProgs   *ebpf.Map `ebpf:"device_progs"`
 	Ends          *ebpf.Map `ebpf:"ends"`
+	EventBudgets  *ebpf.Map `ebpf:"event_budgets"`
+	EventControl  *ebpf.Map `ebpf:"event_control"`
+	EventRings    *ebpf.Map `ebpf:"event_rings"`
 	Executables   *ebpf.Map `ebpf:"executables"`
 	HostAddrs     *ebpf.Map `ebpf:"host_addrs"`
 	Identity      *ebpf.Map `ebpf:"identity"`
@@ -678,6 +729,9 @@ func (m *nodeMaps) Close() error {
 		m.Counters,
 		m.DeviceProgs,
 		m.Ends,
+		m.EventBudgets,
+		m.EventControl,
+		m.EventRings,
 		m.Executables,
 		m.HostAddrs,
 		m.Identity,
@@ -712,6 +766,7 @@ func (m *nodeMaps) Close() error {
 //
 // It can be passed to loadNodeObjects or ebpf.CollectionSpec.LoadAndAssign.
 type nodeVariables struct {
+	SgEventType   *ebpf.Variable `ebpf:"sg_event_type"`
 	SgKptrs       *ebpf.Variable `ebpf:"sg_kptrs"`
 	SgTlsRingType *ebpf.Variable `ebpf:"sg_tls_ring_type"`
 }

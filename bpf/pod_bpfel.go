@@ -66,6 +66,27 @@ type podSgCounters struct {
 	V [33]uint64
 }
 
+type podSgEventBudget struct {
+	_          structs.HostLayout
+	Window     uint64
+	Used       uint32
+	Suppressed uint32
+	Total      uint64
+}
+
+type podSgEventControl struct {
+	_     structs.HostLayout
+	Any   uint64
+	Until [8]uint64
+	Lost  [8]uint64
+}
+
+type podSgEventSource struct {
+	_           structs.HostLayout
+	NetnsCookie uint64
+	CgroupId    uint64
+}
+
 type podSgExecutable struct {
 	_        structs.HostLayout
 	CgroupId uint64
@@ -316,6 +337,9 @@ const (
 	podMapContainers        = "containers"
 	podMapCounters          = "counters"
 	podMapDeviceProgs       = "device_progs"
+	podMapEventBudgets      = "event_budgets"
+	podMapEventControl      = "event_control"
+	podMapEventRings        = "event_rings"
 	podMapExecutables       = "executables"
 	podMapHostAddrs         = "host_addrs"
 	podMapIdentity          = "identity"
@@ -347,6 +371,7 @@ const (
 	podProgSgPodLookup      = "sg_pod_lookup"
 	podProgSgPodLoopback    = "sg_pod_loopback"
 	podProgSgPodLoopbackOut = "sg_pod_loopback_out"
+	podVarSgEventType       = "sg_event_type"
 	podVarSgSlotNumber      = "sg_slot_number"
 )
 
@@ -410,6 +435,9 @@ type podMapSpecs struct {
 	Containers    *ebpf.MapSpec `ebpf:"containers"`
 	Counters      *ebpf.MapSpec `ebpf:"counters"`
 	DeviceProgs   *ebpf.MapSpec `ebpf:"device_progs"`
+	EventBudgets  *ebpf.MapSpec `ebpf:"event_budgets"`
+	EventControl  *ebpf.MapSpec `ebpf:"event_control"`
+	EventRings    *ebpf.MapSpec `ebpf:"event_rings"`
 	Executables   *ebpf.MapSpec `ebpf:"executables"`
 	HostAddrs     *ebpf.MapSpec `ebpf:"host_addrs"`
 	Identity      *ebpf.MapSpec `ebpf:"identity"`
@@ -442,6 +470,7 @@ type podMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type podVariableSpecs struct {
+	SgEventType  *ebpf.VariableSpec `ebpf:"sg_event_type"`
 	SgSlotNumber *ebpf.VariableSpec `ebpf:"sg_slot_number"`
 }
 
@@ -472,6 +501,9 @@ type podMaps struct {
 	Containers    *ebpf.Map `ebpf:"containers"`
 	Counters      *ebpf.Map `ebpf:"counters"`
 	DeviceProgs   *ebpf.Map `ebpf:"device_progs"`
+	EventBudgets  *ebpf.Map `ebpf:"event_budgets"`
+	EventControl  *ebpf.Map `ebpf:"event_control"`
+	EventRings    *ebpf.Map `ebpf:"event_rings"`
 	Executables   *ebpf.Map `ebpf:"executables"`
 	HostAddrs     *ebpf.Map `ebpf:"host_addrs"`
 	Identity      *ebpf.Map `ebpf:"identity"`
@@ -509,6 +541,9 @@ func (m *podMaps) Close() error {
 		m.Containers,
 		m.Counters,
 		m.DeviceProgs,
+		m.EventBudgets,
+		m.EventControl,
+		m.EventRings,
 		m.Executables,
 		m.HostAddrs,
 		m.Identity,
@@ -542,6 +577,7 @@ func (m *podMaps) Close() error {
 //
 // It can be passed to loadPodObjects or ebpf.CollectionSpec.LoadAndAssign.
 type podVariables struct {
+	SgEventType  *ebpf.Variable `ebpf:"sg_event_type"`
 	SgSlotNumber *ebpf.Variable `ebpf:"sg_slot_number"`
 }
 

@@ -25,6 +25,9 @@ const (
 	selftestMapCounters        = "counters"
 	selftestMapDeviceProgs     = "device_progs"
 	selftestMapEnds            = "ends"
+	selftestMapEventBudgets    = "event_budgets"
+	selftestMapEventControl    = "event_control"
+	selftestMapEventRings      = "event_rings"
 	selftestMapExecutables     = "executables"
 	selftestMapHostAddrs       = "host_addrs"
 	selftestMapIdentity        = "identity"
@@ -55,6 +58,7 @@ const (
 	selftestMapUnixRules       = "unix_rules"
 	selftestProgSgMsg          = "sg_msg"
 	selftestProgSgSelftestJoin = "sg_selftest_join"
+	selftestVarSgEventType     = "sg_event_type"
 	selftestVarSgMaxUnread     = "sg_max_unread"
 )
 
@@ -117,6 +121,9 @@ type selftestMapSpecs struct {
 	Counters      *ebpf.MapSpec `ebpf:"counters"`
 	DeviceProgs   *ebpf.MapSpec `ebpf:"device_progs"`
 	Ends          *ebpf.MapSpec `ebpf:"ends"`
+	EventBudgets  *ebpf.MapSpec `ebpf:"event_budgets"`
+	EventControl  *ebpf.MapSpec `ebpf:"event_control"`
+	EventRings    *ebpf.MapSpec `ebpf:"event_rings"`
 	Executables   *ebpf.MapSpec `ebpf:"executables"`
 	HostAddrs     *ebpf.MapSpec `ebpf:"host_addrs"`
 	Identity      *ebpf.MapSpec `ebpf:"identity"`
@@ -151,6 +158,7 @@ type selftestMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type selftestVariableSpecs struct {
+	SgEventType *ebpf.VariableSpec `ebpf:"sg_event_type"`
 	SgMaxUnread *ebpf.VariableSpec `ebpf:"sg_max_unread"`
 }
 
@@ -183,6 +191,9 @@ type selftestMaps struct {
 	Counters      *ebpf.Map `ebpf:"counters"`
 	DeviceProgs   *ebpf.Map `ebpf:"device_progs"`
 	Ends          *ebpf.Map `ebpf:"ends"`
+	EventBudgets  *ebpf.Map `ebpf:"event_budgets"`
+	EventControl  *ebpf.Map `ebpf:"event_control"`
+	EventRings    *ebpf.Map `ebpf:"event_rings"`
 	Executables   *ebpf.Map `ebpf:"executables"`
 	HostAddrs     *ebpf.Map `ebpf:"host_addrs"`
 	Identity      *ebpf.Map `ebpf:"identity"`
@@ -224,6 +235,9 @@ func (m *selftestMaps) Close() error {
 		m.Counters,
 		m.DeviceProgs,
 		m.Ends,
+		m.EventBudgets,
+		m.EventControl,
+		m.EventRings,
 		m.Executables,
 		m.HostAddrs,
 		m.Identity,
@@ -259,6 +273,7 @@ func (m *selftestMaps) Close() error {
 //
 // It can be passed to loadSelftestObjects or ebpf.CollectionSpec.LoadAndAssign.
 type selftestVariables struct {
+	SgEventType *ebpf.Variable `ebpf:"sg_event_type"`
 	SgMaxUnread *ebpf.Variable `ebpf:"sg_max_unread"`
 }
 

@@ -133,7 +133,7 @@ func RelayHooks() []Hook { return []Hook{{nodeProgSgRelaySockops, ebpf.AttachCGr
 func MapNames() []string {
 	return []string{
 		nodeMapAccelCounters, nodeMapAccelInfo, nodeMapAgents, nodeMapConns, nodeMapContainerInfo, nodeMapContainers, nodeMapCounters,
-		nodeMapDeviceProgs, nodeMapEnds, nodeMapExecutables, nodeMapHostAddrs, nodeMapIdentity, nodeMapLinks, nodeMapListeners, nodeMapNodeAddrs, nodeMapOrigdst, nodeMapPending, nodeMapPodAddrs, nodeMapPodCounters,
+		nodeMapDeviceProgs, nodeMapEnds, nodeMapEventBudgets, nodeMapEventControl, nodeMapEventRings, nodeMapExecutables, nodeMapHostAddrs, nodeMapIdentity, nodeMapLinks, nodeMapListeners, nodeMapNodeAddrs, nodeMapOrigdst, nodeMapPending, nodeMapPodAddrs, nodeMapPodCounters,
 		nodeMapPodInfo, nodeMapPodSlots, nodeMapPods, nodeMapPolicies, nodeMapPolicyInfo, nodeMapPolicySlots,
 		nodeMapPrefixes, nodeMapRuleInfo, nodeMapRules, nodeMapSeen, nodeMapSeenUnix, nodeMapSocks, nodeMapSubjects,
 		nodeMapTlsPolicies, nodeMapTlsRings, nodeMapTlsTargets, nodeMapUnixRules,
@@ -150,6 +150,9 @@ type Maps struct {
 	Containers    *ebpf.Map `ebpf:"containers"`
 	Counters      *ebpf.Map `ebpf:"counters"`
 	DeviceProgs   *ebpf.Map `ebpf:"device_progs"`
+	EventBudgets  *ebpf.Map `ebpf:"event_budgets"`
+	EventControl  *ebpf.Map `ebpf:"event_control"`
+	EventRings    *ebpf.Map `ebpf:"event_rings"`
 	Executables   *ebpf.Map `ebpf:"executables"`
 	HostAddrs     *ebpf.Map `ebpf:"host_addrs"`
 	Identity      *ebpf.Map `ebpf:"identity"`
@@ -187,6 +190,9 @@ func (m *Maps) fields() map[string]**ebpf.Map {
 		nodeMapContainers:    &m.Containers,
 		nodeMapCounters:      &m.Counters,
 		nodeMapDeviceProgs:   &m.DeviceProgs,
+		nodeMapEventBudgets:  &m.EventBudgets,
+		nodeMapEventControl:  &m.EventControl,
+		nodeMapEventRings:    &m.EventRings,
 		nodeMapExecutables:   &m.Executables,
 		nodeMapHostAddrs:     &m.HostAddrs,
 		nodeMapIdentity:      &m.Identity,
@@ -307,17 +313,20 @@ func LoadPod(m *Maps, slot uint32) (*PodPrograms, error) {
 	}
 	p := new(PodPrograms)
 	err = spec.LoadAndAssign(p, &ebpf.CollectionOptions{MapReplacements: map[string]*ebpf.Map{
-		podMapDeviceProgs: m.DeviceProgs,
-		podMapHostAddrs:   m.HostAddrs,
-		podMapListeners:   m.Listeners,
-		podMapPodAddrs:    m.PodAddrs,
-		podMapPodCounters: m.PodCounters,
-		podMapPodSlots:    m.PodSlots,
-		podMapPods:        m.Pods,
-		podMapPolicies:    m.Policies,
-		podMapPolicySlots: m.PolicySlots,
-		podMapPrefixes:    m.Prefixes,
-		podMapRules:       m.Rules,
+		podMapDeviceProgs:  m.DeviceProgs,
+		podMapEventBudgets: m.EventBudgets,
+		podMapEventControl: m.EventControl,
+		podMapEventRings:   m.EventRings,
+		podMapHostAddrs:    m.HostAddrs,
+		podMapListeners:    m.Listeners,
+		podMapPodAddrs:     m.PodAddrs,
+		podMapPodCounters:  m.PodCounters,
+		podMapPodSlots:     m.PodSlots,
+		podMapPods:         m.Pods,
+		podMapPolicies:     m.Policies,
+		podMapPolicySlots:  m.PolicySlots,
+		podMapPrefixes:     m.Prefixes,
+		podMapRules:        m.Rules,
 	}})
 	if err != nil {
 		return nil, fmt.Errorf("load pod object: %w", err)

@@ -23,6 +23,10 @@ type (
 	ContainerInfo = nodeSgContainerInfo
 	Counter       = nodeSgCounter
 	Counters      = nodeSgCounters
+	Event         = nodeSgEvent
+	EventBudget   = nodeSgEventBudget
+	EventControl  = nodeSgEventControl
+	EventSource   = nodeSgEventSource
 	Executable    = nodeSgExecutable
 	ListenerKey   = nodeSgListenerKey
 	Pod           = nodeSgPod
@@ -107,12 +111,23 @@ const (
 	SubjectUnix      uint16 = 32
 )
 
+// Kinds of events (enum sg_event_kind).
+const (
+	EventConnect uint8 = iota
+	EventAccept
+	EventSocket
+	EventBind
+	EventPacket
+	EventUnix
+)
+
 // Limits of src/abi.h and src/maps.h that user space must keep.
 const (
 	MaxReserved   = len(Policy{}.Reserved)
 	MaxPending    = 8192 // connections on their way to a sidecar, of one pod
 	NameLen       = len(ContainerInfo{}.Id) - 1
 	ListenerSlots = 8
+	EventReaders  = len(EventControl{}.Until)
 )
 
 const (

@@ -66,6 +66,27 @@ type unixSgCounters struct {
 	V [33]uint64
 }
 
+type unixSgEventBudget struct {
+	_          structs.HostLayout
+	Window     uint64
+	Used       uint32
+	Suppressed uint32
+	Total      uint64
+}
+
+type unixSgEventControl struct {
+	_     structs.HostLayout
+	Any   uint64
+	Until [8]uint64
+	Lost  [8]uint64
+}
+
+type unixSgEventSource struct {
+	_           structs.HostLayout
+	NetnsCookie uint64
+	CgroupId    uint64
+}
+
 type unixSgExecutable struct {
 	_        structs.HostLayout
 	CgroupId uint64
@@ -309,6 +330,9 @@ const (
 	unixMapContainers     = "containers"
 	unixMapCounters       = "counters"
 	unixMapDeviceProgs    = "device_progs"
+	unixMapEventBudgets   = "event_budgets"
+	unixMapEventControl   = "event_control"
+	unixMapEventRings     = "event_rings"
 	unixMapExecutables    = "executables"
 	unixMapHostAddrs      = "host_addrs"
 	unixMapIdentity       = "identity"
@@ -337,6 +361,7 @@ const (
 	unixMapUnixRules      = "unix_rules"
 	unixProgSgConnectUnix = "sg_connect_unix"
 	unixProgSgSendmsgUnix = "sg_sendmsg_unix"
+	unixVarSgEventType    = "sg_event_type"
 )
 
 // loadUnix returns the embedded CollectionSpec for unix.
@@ -396,6 +421,9 @@ type unixMapSpecs struct {
 	Containers    *ebpf.MapSpec `ebpf:"containers"`
 	Counters      *ebpf.MapSpec `ebpf:"counters"`
 	DeviceProgs   *ebpf.MapSpec `ebpf:"device_progs"`
+	EventBudgets  *ebpf.MapSpec `ebpf:"event_budgets"`
+	EventControl  *ebpf.MapSpec `ebpf:"event_control"`
+	EventRings    *ebpf.MapSpec `ebpf:"event_rings"`
 	Executables   *ebpf.MapSpec `ebpf:"executables"`
 	HostAddrs     *ebpf.MapSpec `ebpf:"host_addrs"`
 	Identity      *ebpf.MapSpec `ebpf:"identity"`
@@ -428,6 +456,7 @@ type unixMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type unixVariableSpecs struct {
+	SgEventType *ebpf.VariableSpec `ebpf:"sg_event_type"`
 }
 
 // unixObjects contains all objects after they have been loaded into the kernel.
@@ -457,6 +486,9 @@ type unixMaps struct {
 	Containers    *ebpf.Map `ebpf:"containers"`
 	Counters      *ebpf.Map `ebpf:"counters"`
 	DeviceProgs   *ebpf.Map `ebpf:"device_progs"`
+	EventBudgets  *ebpf.Map `ebpf:"event_budgets"`
+	EventControl  *ebpf.Map `ebpf:"event_control"`
+	EventRings    *ebpf.Map `ebpf:"event_rings"`
 	Executables   *ebpf.Map `ebpf:"executables"`
 	HostAddrs     *ebpf.Map `ebpf:"host_addrs"`
 	Identity      *ebpf.Map `ebpf:"identity"`
@@ -494,6 +526,9 @@ func (m *unixMaps) Close() error {
 		m.Containers,
 		m.Counters,
 		m.DeviceProgs,
+		m.EventBudgets,
+		m.EventControl,
+		m.EventRings,
 		m.Executables,
 		m.HostAddrs,
 		m.Identity,
@@ -527,6 +562,7 @@ func (m *unixMaps) Close() error {
 //
 // It can be passed to loadUnixObjects or ebpf.CollectionSpec.LoadAndAssign.
 type unixVariables struct {
+	SgEventType *ebpf.Variable `ebpf:"sg_event_type"`
 }
 
 // unixPrograms contains all programs after they have been loaded into the kernel.

@@ -335,6 +335,78 @@ struct sg_seen_count {
 	__u64 last_ns; /* CLOCK_BOOTTIME */
 };
 
+#define SG_EVENT_READERS 8
+
+enum sg_event_kind {
+	SG_EVENT_CONNECT = 0, /* connect(2) or sendmsg(2) */
+	SG_EVENT_ACCEPT = 1, /* by the sidecar */
+	SG_EVENT_SOCKET = 2, /* socket(2) */
+	SG_EVENT_BIND = 3, /* bind(2) */
+	SG_EVENT_PACKET = 4, /* dropped */
+	SG_EVENT_UNIX = 5, /* connect(2) or sendmsg(2) to a UNIX socket */
+};
+
+/* What happened: an entry of an inner map of event_rings. */
+struct sg_event {
+	__u64 time_ns; /* CLOCK_BOOTTIME */
+	__u64 netns_cookie;
+	__u64 cgroup_id; /* of the container, or of who is none; or 0 */
+	__u64 peer; /* cgroup of the other end in the pod, or 0 */
+	struct sg_addr addr; /* other end, before redirection */
+	__u16 port; /* of the destination; or ICMP type */
+	__u16 proto;
+	__u8 kind; /* enum sg_event_kind */
+	__u8 dir; /* enum sg_dir */
+	__u8 counter; /* enum sg_counter: what became of it */
+	__u8 audit; /* it would have been denied, and was not */
+	__u32 revision; /* of the policy */
+	__u32 rule; /* its number, or 0 */
+	__u32 pid; /* of who made the socket, or connected; or 0 */
+	__u32 suppressed; /* events of this container before it, not told */
+};
+_Static_assert(sizeof(struct sg_event) == 72, "ABI");
+
+/* The same of a UNIX socket, whose name follows. */
+struct sg_event_unix {
+	struct sg_event e;
+	__u8 name[SG_UNIX_PATH]; /* as sun_path, zeros behind it */
+	__u8 len;
+	__u8 abstract; /* or a path */
+	__u8 type; /* SOCK_* */
+	__u8 reserved;
+};
+_Static_assert(sizeof(struct sg_event_unix) == 184, "ABI");
+
+/*
+ * Who reads: the only value of map event_control. A reader that does not renew
+ * its lease is taken for dead.
+ */
+struct sg_event_control {
+	__u64 any; /* 0: nobody reads, and an event costs this look */
+	__u64 until[SG_EVENT_READERS]; /* CLOCK_BOOTTIME in ns, of each ring */
+	__u64 lost[SG_EVENT_READERS]; /* events that a full ring did not take */
+};
+_Static_assert(sizeof(struct sg_event_control) == 136, "ABI");
+
+/* Whose events: key of map event_budgets. */
+struct sg_event_source {
+	__u64 netns_cookie;
+	__u64 cgroup_id; /* 0: of what is no container's */
+};
+_Static_assert(sizeof(struct sg_event_source) == 16, "ABI");
+
+/* How many events of a container are told: value of map event_budgets. */
+struct sg_event_budget {
+	__u64 window; /* that began: CLOCK_BOOTTIME >> SG_EVENT_WINDOW */
+	__u32 used; /* in it */
+	__u32 suppressed; /* since the last one that was told */
+	__u64 total; /* suppressed ever */
+};
+_Static_assert(sizeof(struct sg_event_budget) == 24, "ABI");
+
+#define SG_EVENT_WINDOW 27 /* 2^27 ns, about 134 ms */
+#define SG_EVENT_MOST 2048 /* of a container in a window */
+
 enum sg_sock_flags {
 	SG_SOCK_REDIRECTED = 1, /* connect was sent to the outbound port */
 	SG_SOCK_DNS = 2, /* last datagram was sent to the DNS port */

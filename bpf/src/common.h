@@ -28,6 +28,8 @@
 /* A call in the program too: shared code that is not worth its copies. */
 #define SG_NOINLINE static __attribute__((noinline, unused))
 
+#include "events.h"
+
 /* Keeps the compiler from moving context reads past this point. */
 #define sg_barrier() asm volatile("" ::: "memory")
 
@@ -225,12 +227,13 @@ struct sg_outside {
 };
 
 /*
- * Whether a rule is about the flow, or about what it answers: then that went
- * the other way, to the port that this comes from.
+ * The number of the rule about the flow, or about what it answers, which went
+ * the other way, to the port that this comes from. 0: there is none.
  */
 SG_INLINE int sg_permits(const struct sg_policy *policy,
 			 const struct sg_end *self, const struct sg_outside *o)
 {
+	int rule;
 	struct sg_query q = {
 		.revision = policy->revision,
 		.peer = {o->peer[0], o->peer[1]},
@@ -246,10 +249,9 @@ SG_INLINE int sg_permits(const struct sg_policy *policy,
 		q.subject[0] = self->subject[0];
 		q.subject[1] = self->subject[1];
 	}
-	if (sg_rule_query(&q))
-		return 1;
-	if (o->opening)
-		return 0;
+	rule = sg_rule_query(&q);
+	if (rule || o->opening)
+		return rule;
 	if (o->proto == SG_IPPROTO_ICMP || o->proto == SG_IPPROTO_ICMPV6) {
 		int type = sg_icmp_answers(o->proto, o->port);
 
@@ -370,18 +372,30 @@ SG_NOINLINE int sg_answers(const struct sg_container *self,
 }
 
 /*
- * Refuses: counts the reason. Under mode audit it records it, and proceeds;
- * then it returns 1.
+ * Refuses: counts the reason, and tells. Under mode audit it records it, and
+ * proceeds; then it returns 1.
  */
 SG_INLINE int sg_refuse(const struct sg_policy *policy,
 			const struct sg_container *self, __u32 counter,
-			struct sg_seen *what)
+			struct sg_seen *what, __u8 kind, __u32 pid)
 {
-	if (!policy || !(policy->flags & SG_POLICY_AUDIT)) {
-		sg_count(self->cgroup_id, counter);
-		return 0;
+	int audit = policy && (policy->flags & SG_POLICY_AUDIT);
+
+	sg_count(self->cgroup_id, audit ? SG_COUNT_AUDIT : counter);
+	if (sg_somebody_reads()) {
+		struct sg_how how = {
+			.kind = kind,
+			.counter = counter,
+			.audit = !!audit,
+			.revision = policy ? policy->revision : 0,
+			.pid = pid,
+		};
+
+		sg_seen_by(self, what);
+		sg_tell(what, &how);
 	}
-	sg_count(self->cgroup_id, SG_COUNT_AUDIT);
+	if (!audit)
+		return 0;
 	what->reason = counter;
 	sg_record(self, what);
 	return 1;
@@ -394,6 +408,17 @@ SG_NOINLINE int sg_pod_refuse(__u64 netns_cookie, enum sg_counter counter)
 	int audit = policy && (policy->flags & SG_POLICY_AUDIT);
 
 	sg_count_pod(netns_cookie, audit ? SG_COUNT_AUDIT : counter);
+	if (sg_somebody_reads()) {
+		struct sg_seen what = {.netns_cookie = netns_cookie};
+		struct sg_how how = {
+			.kind = SG_EVENT_PACKET,
+			.counter = counter,
+			.audit = !!audit,
+			.revision = policy ? policy->revision : 0,
+		};
+
+		sg_tell(&what, &how);
+	}
 	return audit;
 }
 

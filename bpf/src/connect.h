@@ -185,9 +185,12 @@ SG_INLINE void sg_connect_outside(struct bpf_sock_addr *ctx,
 		return;
 	}
 	sg_peers_of(policy, addr, o.peer);
-	f->excluded = !!sg_permits(policy, 0, &o);
-	if (f->ruled)
-		f->permitted = !!sg_permits(policy, self, &o);
+	f->rule = sg_permits(policy, 0, &o);
+	f->excluded = !!f->rule;
+	if (f->ruled) {
+		f->rule = sg_permits(policy, self, &o);
+		f->permitted = !!f->rule;
+	}
 }
 
 /* A sidecar that listens takes it; under mode audit none is needed. */
@@ -302,33 +305,51 @@ decided:
 	s->flags &= ~(SG_SOCK_REDIRECTED | SG_SOCK_DNS | SG_SOCK_ORIGDST |
 		      SG_SOCK_RELAYED);
 	s->orig.family = 0;
+	s->pid = bpf_get_current_pid_tgid() >> 32;
+	what.addr = addr;
+	what.proto = f.proto;
+	what.port = f.port;
 	if (policy->flags & SG_POLICY_AUDIT) {
-		what.addr = addr;
-		what.proto = f.proto;
-		what.port = f.port;
 		if (v.action == SG_REDIRECT &&
 		    !sg_has_listener(cookie, policy->outbound, sg_is_v4(&addr)))
 			v = sg_is(SG_DENY, SG_DROP_NO_LISTENER);
 		audits = sg_audits(ctx, self, &what, s->flags);
 		if (v.action == SG_DENY) {
 			if (audits)
-				sg_refuse(policy, self, v.counter, &what);
+				sg_refuse(policy, self, v.counter, &what,
+					  SG_EVENT_CONNECT, s->pid);
 			s->flags |= SG_SOCK_SENT;
 			return SG_PROCEED;
 		}
 		if (audits)
 			sg_record(self, &what);
 	}
+	if (v.action == SG_DENY) {
+		sg_refuse(policy, self, v.counter, &what, SG_EVENT_CONNECT,
+			  s->pid);
+		return SG_REJECT;
+	}
 	sg_count(self->cgroup_id, v.counter);
+	/* Of datagrams over one socket the first. */
+	if ((f.proto == SG_IPPROTO_TCP || !(s->flags & SG_SOCK_SENT)) &&
+	    sg_somebody_reads()) {
+		struct sg_how how = {
+			.kind = SG_EVENT_CONNECT,
+			.counter = v.counter,
+			.rule = f.rule,
+			.revision = policy->revision,
+			.pid = s->pid,
+		};
+
+		sg_seen_by(self, &what);
+		sg_tell(&what, &how);
+	}
 	switch (v.action) {
 	case SG_ALLOW:
 		s->flags |= SG_SOCK_SENT;
 		return SG_PROCEED;
-	case SG_REDIRECT:
-	case SG_REDIRECT_DNS:
-		break;
 	default:
-		return SG_REJECT;
+		break;
 	}
 	s->flags |= SG_SOCK_SENT;
 	s->flags |= v.action == SG_REDIRECT ? SG_SOCK_REDIRECTED : SG_SOCK_DNS;
@@ -340,7 +361,6 @@ decided:
 		port = policy->tls;
 		s->flags |= SG_SOCK_RELAYED;
 		s->keys = 0;
-		s->pid = bpf_get_current_pid_tgid() >> 32;
 	}
 	to = sg_loopback_for(&addr);
 	sg_set_user_addr(ctx, v6, &to);
@@ -485,8 +505,10 @@ SG_INLINE int sg_do_bind(__u16 port, __u8 proto)
 	what.dir = SG_DIR_INGRESS;
 	what.proto = proto;
 	what.port = port;
-	return sg_refuse(policy, self, v.counter, &what) ? SG_PROCEED
-							 : SG_REJECT;
+	return sg_refuse(policy, self, v.counter, &what, SG_EVENT_BIND,
+			 bpf_get_current_pid_tgid() >> 32)
+		       ? SG_PROCEED
+		       : SG_REJECT;
 }
 
 SEC("cgroup/bind4")

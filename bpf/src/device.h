@@ -226,8 +226,9 @@ SG_INLINE int sg_do_device(struct __sk_buff *skb)
 	if ((policy->flags & SG_POLICY_AUDIT) && p.proto == SG_IPPROTO_UDP &&
 	    (s->flags & SG_SOCK_CALLED) && sg_answers(c, &what, p.sport))
 		return SG_DEV_PASS;
-	return sg_refuse(policy, c, v.counter, &what) ? SG_DEV_PASS
-						      : SG_DEV_DROP;
+	return sg_refuse(policy, c, v.counter, &what, SG_EVENT_PACKET, s->pid)
+		       ? SG_DEV_PASS
+		       : SG_DEV_DROP;
 }
 
 /*

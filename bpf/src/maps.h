@@ -246,6 +246,42 @@ struct {
 	__type(value, __u64);
 } listeners SEC(".maps");
 
+/* Set by readers and, what was lost, by the programs. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct sg_event_control);
+} event_control SEC(".maps");
+
+/*
+ * What happens, for each reader.
+ * inserted and deleted by: the reader
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, SG_EVENT_READERS);
+	__type(key, __u32);
+	__array(
+		values, struct {
+			__uint(type, BPF_MAP_TYPE_RINGBUF);
+			__uint(max_entries, 1 << 20);
+		});
+} event_rings SEC(".maps");
+
+/*
+ * By container, or by pod for what is no container's: nobody hides behind
+ * events that he makes, nor hides others'. An LRU: it decides nothing. inserted
+ * by: the programs; deleted by: the kernel
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, SG_MAX_CONTAINERS + SG_MAX_PODS);
+	__type(key, struct sg_event_source);
+	__type(value, struct sg_event_budget);
+} event_budgets SEC(".maps");
+
 /*
  * TLS keys on their way to the relay, of each pod whose policy asks for them.
  * Memory of the relay's own: it wipes what it has read. One for each pod, so

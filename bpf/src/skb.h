@@ -304,8 +304,10 @@ judged:
 			return SG_PROCEED;
 	}
 	if (v.action != SG_ALLOW)
-		return sg_refuse(policy, self, v.counter, &what) ? SG_PROCEED
-								 : SG_REJECT;
+		return sg_refuse(policy, self, v.counter, &what,
+				 SG_EVENT_PACKET, 0)
+			       ? SG_PROCEED
+			       : SG_REJECT;
 	/* connect and sendmsg have recorded what else goes out. */
 	if (!egress || sg_is_icmp(&p))
 		sg_record(self, &what);

@@ -43,7 +43,9 @@ int sg_sock_create(struct bpf_sock *ctx)
 		 */
 		if (role == SG_ROLE_SIDECAR && v.counter == SG_DROP_PROTOCOL)
 			sg_count(self->cgroup_id, v.counter);
-		else if (sg_refuse(policy, self, v.counter, &what))
+		else if (sg_refuse(policy, self, v.counter, &what,
+				   SG_EVENT_SOCKET,
+				   bpf_get_current_pid_tgid() >> 32))
 			goto record;
 		/* As on a kernel without the protocol: libraries fall back. */
 		if (v.counter == SG_DROP_PROTOCOL)
@@ -57,6 +59,7 @@ record:
 		return SG_REJECT;
 	}
 	sg_sock_init(s, self);
+	s->pid = bpf_get_current_pid_tgid() >> 32;
 	return SG_PROCEED;
 }
 
@@ -130,6 +133,16 @@ SG_INLINE void sg_ops_state(struct bpf_sock_ops *ctx, struct bpf_sock *sk,
 SG_INLINE void sg_ops_accept(struct bpf_sock_ops *ctx, struct sg_sock *s,
 			     const struct sg_policy *policy)
 {
+	struct sg_seen what = {
+		.netns_cookie = s->netns_cookie,
+		.cgroup_id = s->cgroup_id,
+		.proto = SG_IPPROTO_TCP,
+	};
+	struct sg_how how = {
+		.kind = SG_EVENT_ACCEPT,
+		.revision = policy->revision,
+		.pid = s->pid,
+	};
 	struct sg_route *route;
 	struct sg_tuple t;
 
@@ -141,11 +154,22 @@ SG_INLINE void sg_ops_accept(struct bpf_sock_ops *ctx, struct sg_sock *s,
 	route = bpf_map_lookup_elem(&origdst, &t);
 	if (route) {
 		s->orig = route->orig;
+		what.addr = s->orig.addr;
+		what.port = s->orig.port;
+		what.peer = route->cgroup_id;
+		how.counter = SG_COUNT_ACCEPT_OUT;
 		sg_origdst_delete(&t);
-		sg_count(s->cgroup_id, SG_COUNT_ACCEPT_OUT);
 	} else if (ctx->local_port != policy->outbound) {
-		sg_count(s->cgroup_id, SG_COUNT_ACCEPT_IN);
+		what.addr = t.saddr;
+		what.port = t.dport;
+		what.dir = SG_DIR_INGRESS;
+		how.counter = SG_COUNT_ACCEPT_IN;
+	} else {
+		return;
 	}
+	sg_count(s->cgroup_id, how.counter);
+	if (sg_somebody_reads())
+		sg_tell(&what, &how);
 }
 
 /* All of them: which ports are the redirect ports, a policy may change. */

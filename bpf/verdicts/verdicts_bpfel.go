@@ -66,6 +66,7 @@ type verdictsSgCase struct {
 	Policy       verdictsSgPolicy
 	Flow         verdictsSgFlow
 	Port         uint16
+	_            [2]byte
 	Role         uint32
 	Flags        uint32
 	Type         uint32
@@ -169,6 +170,27 @@ type verdictsSgEnd struct {
 	Reserved uint32
 }
 
+type verdictsSgEventBudget struct {
+	_          structs.HostLayout
+	Window     uint64
+	Used       uint32
+	Suppressed uint32
+	Total      uint64
+}
+
+type verdictsSgEventControl struct {
+	_     structs.HostLayout
+	Any   uint64
+	Until [8]uint64
+	Lost  [8]uint64
+}
+
+type verdictsSgEventSource struct {
+	_           structs.HostLayout
+	NetnsCookie uint64
+	CgroupId    uint64
+}
+
 type verdictsSgExecutable struct {
 	_        structs.HostLayout
 	CgroupId uint64
@@ -188,6 +210,8 @@ type verdictsSgFlow struct {
 	Inside         uint8
 	LoopbackDevice uint8
 	Port           uint16
+	Reserved       uint16
+	Rule           uint32
 }
 
 type verdictsSgInside uint32
@@ -507,9 +531,10 @@ type verdictsSgView struct {
 	Malformed      uint32
 	Nobody         uint32
 	Packet         verdictsSgPacket
+	_              [2]byte
 	Out            verdictsSgFlow
 	In             verdictsSgFlow
-	_              [2]byte
+	_              [4]byte
 	Peer           uint64
 }
 
@@ -525,6 +550,9 @@ const (
 	verdictsMapContainers      = "containers"
 	verdictsMapCounters        = "counters"
 	verdictsMapDeviceProgs     = "device_progs"
+	verdictsMapEventBudgets    = "event_budgets"
+	verdictsMapEventControl    = "event_control"
+	verdictsMapEventRings      = "event_rings"
 	verdictsMapExecutables     = "executables"
 	verdictsMapHostAddrs       = "host_addrs"
 	verdictsMapIdentity        = "identity"
@@ -584,6 +612,7 @@ const (
 	verdictsVarHashSeen        = "hash_seen"
 	verdictsVarPacketCookie    = "packet_cookie"
 	verdictsVarSgEnumsType     = "sg_enums_type"
+	verdictsVarSgEventType     = "sg_event_type"
 )
 
 // loadVerdicts returns the embedded CollectionSpec for verdicts.
@@ -671,6 +700,9 @@ type verdictsMapSpecs struct {
 	Containers    *ebpf.MapSpec `ebpf:"containers"`
 	Counters      *ebpf.MapSpec `ebpf:"counters"`
 	DeviceProgs   *ebpf.MapSpec `ebpf:"device_progs"`
+	EventBudgets  *ebpf.MapSpec `ebpf:"event_budgets"`
+	EventControl  *ebpf.MapSpec `ebpf:"event_control"`
+	EventRings    *ebpf.MapSpec `ebpf:"event_rings"`
 	Executables   *ebpf.MapSpec `ebpf:"executables"`
 	HostAddrs     *ebpf.MapSpec `ebpf:"host_addrs"`
 	Identity      *ebpf.MapSpec `ebpf:"identity"`
@@ -707,6 +739,7 @@ type verdictsVariableSpecs struct {
 	HashSeen     *ebpf.VariableSpec `ebpf:"hash_seen"`
 	PacketCookie *ebpf.VariableSpec `ebpf:"packet_cookie"`
 	SgEnumsType  *ebpf.VariableSpec `ebpf:"sg_enums_type"`
+	SgEventType  *ebpf.VariableSpec `ebpf:"sg_event_type"`
 }
 
 // verdictsObjects contains all objects after they have been loaded into the kernel.
@@ -737,6 +770,9 @@ type verdictsMaps struct {
 	Containers    *ebpf.Map `ebpf:"containers"`
 	Counters      *ebpf.Map `ebpf:"counters"`
 	DeviceProgs   *ebpf.Map `ebpf:"device_progs"`
+	EventBudgets  *ebpf.Map `ebpf:"event_budgets"`
+	EventControl  *ebpf.Map `ebpf:"event_control"`
+	EventRings    *ebpf.Map `ebpf:"event_rings"`
 	Executables   *ebpf.Map `ebpf:"executables"`
 	HostAddrs     *ebpf.Map `ebpf:"host_addrs"`
 	Identity      *ebpf.Map `ebpf:"identity"`
@@ -776,6 +812,9 @@ func (m *verdictsMaps) Close() error {
 		m.Containers,
 		m.Counters,
 		m.DeviceProgs,
+		m.EventBudgets,
+		m.EventControl,
+		m.EventRings,
 		m.Executables,
 		m.HostAddrs,
 		m.Identity,
@@ -813,6 +852,7 @@ type verdictsVariables struct {
 	HashSeen     *ebpf.Variable `ebpf:"hash_seen"`
 	PacketCookie *ebpf.Variable `ebpf:"packet_cookie"`
 	SgEnumsType  *ebpf.Variable `ebpf:"sg_enums_type"`
+	SgEventType  *ebpf.Variable `ebpf:"sg_event_type"`
 }
 
 // verdictsPrograms contains all programs after they have been loaded into the kernel.

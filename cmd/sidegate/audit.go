@@ -8,12 +8,10 @@ import (
 	"io"
 	"maps"
 	"slices"
-	"strconv"
 	"strings"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"sidegate/cgroups"
 )
@@ -139,17 +137,5 @@ func protocolOf(s cgroups.Seen) string {
 	if isUnix(s) {
 		return "unix " + s.Type
 	}
-	return protocolName(s.Proto)
-}
-
-func protocolName(n uint16) string {
-	if n == unix.IPPROTO_MPTCP { // no protocol of IP, and so none of rules
-		return "mptcp"
-	}
-	for name, number := range protocols {
-		if uint16(number) == n {
-			return name
-		}
-	}
-	return strconv.Itoa(int(n))
+	return cgroups.ProtocolName(s.Proto)
 }

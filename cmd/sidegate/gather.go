@@ -112,7 +112,7 @@ func (g *gathered) inside(s cgroups.Seen) {
 
 func (g *gathered) outside(s cgroups.Seen) {
 	role, err := policy.ParseRole(s.Role)
-	if err != nil || protocols[protocolName(s.Proto)] == 0 || s.Port == 0 && !isICMP(s.Proto) {
+	if err != nil || protocols[cgroups.ProtocolName(s.Proto)] == 0 || s.Port == 0 && !isICMP(s.Proto) {
 		g.leave(s)
 		return
 	}

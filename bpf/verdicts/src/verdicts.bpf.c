@@ -40,7 +40,7 @@ struct sg_case {
 	enum sg_steer steer;
 	__u32 yes; /* of those that answer yes or no: not 0 */
 };
-_Static_assert(sizeof(struct sg_case) == 288, "no padding");
+_Static_assert(sizeof(struct sg_case) == 296, "no padding");
 
 /*
  * A context is read at constant offsets only, so the functions, which loop,

@@ -160,6 +160,12 @@ func (s *server) do(r Request) Answer {
 		if fd, err = unix.Socket(r.Sock[0], r.Sock[1]|unix.SOCK_CLOEXEC, r.Sock[2]); err == nil {
 			err = unix.Close(fd)
 		}
+	case "deny": // Len times make a socket that is refused
+		for range r.Len {
+			if fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_UDP); err == nil {
+				_ = unix.Close(fd)
+			}
+		}
 	case "hold": // a TCP socket, bound to Addr
 		a.ID, err = s.hold(r.Addr)
 	case "holdconnect":

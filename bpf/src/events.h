@@ -1,0 +1,127 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * events.h: what happens, told to whoever reads. With nobody reading an event
+ * costs one look at an array.
+ */
+#ifndef SIDEGATE_EVENTS_H
+#define SIDEGATE_EVENTS_H
+
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+
+#include "abi.h"
+#include "maps.h"
+#include "verdict.h"
+
+/* See sg_tls_ring_type. */
+extern const struct sg_event *sg_event_type;
+const struct sg_event *sg_event_type __attribute__((unused));
+
+_Static_assert(__builtin_offsetof(struct sg_event, cgroup_id) ==
+		       __builtin_offsetof(struct sg_event, netns_cookie) + 8,
+	       "struct sg_event_source is in it");
+
+SG_INLINE int sg_somebody_reads(void)
+{
+	__u32 zero = 0;
+	struct sg_event_control *c = bpf_map_lookup_elem(&event_control, &zero);
+
+	return c && *(volatile __u64 *)&c->any;
+}
+
+/*
+ * Whether a container may tell one more event in this window of time. What it
+ * has not told before is in *suppressed then.
+ */
+SG_INLINE int sg_event_allowed(const struct sg_event *e, __u64 now,
+			       __u32 *suppressed)
+{
+	/* The stack has no room for a key and a value of their own. */
+	const void *key = &e->netns_cookie;
+	struct sg_event_budget *b = bpf_map_lookup_elem(&event_budgets, key);
+
+	if (!b) {
+		bpf_map_update_elem(&event_budgets, key, e, BPF_NOEXIST);
+		b = bpf_map_lookup_elem(&event_budgets, key);
+		if (!b)
+			return 0;
+		b->window = 0;
+		b->suppressed = 0;
+		b->total = 0;
+	}
+	/* Of two that begin a window at once each has one event more. */
+	if (b->window != now >> SG_EVENT_WINDOW) {
+		b->window = now >> SG_EVENT_WINDOW;
+		b->used = 0;
+	}
+	if (__sync_fetch_and_add(&b->used, 1) >= SG_EVENT_MOST) {
+		__sync_fetch_and_add(&b->suppressed, 1);
+		__sync_fetch_and_add(&b->total, 1);
+		return 0;
+	}
+	*suppressed = b->suppressed;
+	if (*suppressed)
+		__sync_fetch_and_add(&b->suppressed, -*suppressed);
+	return 1;
+}
+
+/* Sends an event of size bytes, all of which e has, to those who read. */
+SG_INLINE void sg_event_send(struct sg_event *e, __u32 size)
+{
+	__u32 zero = 0;
+	struct sg_event_control *c = bpf_map_lookup_elem(&event_control, &zero);
+	__u64 now = bpf_ktime_get_boot_ns();
+
+	if (!c || !sg_event_allowed(e, now, &e->suppressed))
+		return;
+	e->time_ns = now;
+	for (__u32 i = 0; i < SG_EVENT_READERS; i++) {
+		void *ring;
+		__u32 n = i;
+
+		if (c->until[i] < now)
+			continue;
+		ring = bpf_map_lookup_elem(&event_rings, &n);
+		if (ring && bpf_ringbuf_output(ring, e, size, 0))
+			__sync_fetch_and_add(&c->lost[i], 1);
+	}
+}
+
+/* What an event is, besides what sg_seen says. */
+struct sg_how {
+	__u8 kind; /* enum sg_event_kind */
+	__u8 counter; /* enum sg_counter */
+	__u8 audit;
+	__u8 reserved;
+	__u32 rule;
+	__u32 revision;
+	__u32 pid;
+};
+
+SG_GLOBAL int sg_tell(const struct sg_seen *what, const struct sg_how *how)
+{
+	struct sg_event e = {};
+
+	if (!what || !how)
+		return 0;
+	e = (struct sg_event){
+		.netns_cookie = what->netns_cookie,
+		.cgroup_id = what->cgroup_id,
+		.peer = what->peer,
+		.addr = what->addr,
+		.port = what->port,
+		.proto = what->proto,
+		.kind = how->kind,
+		.dir = what->dir,
+		.counter = how->counter,
+		.audit = how->audit,
+		.revision = how->revision,
+		.rule = how->rule,
+		.pid = how->pid,
+	};
+
+	sg_event_send(&e, sizeof(e));
+	return 0;
+}
+
+#endif
