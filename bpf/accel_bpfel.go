@@ -19,6 +19,7 @@ const (
 	accelMapAccelCounters = "accel_counters"
 	accelMapAccelInfo     = "accel_info"
 	accelMapAgents        = "agents"
+	accelMapAttachTimes   = "attach_times"
 	accelMapConns         = "conns"
 	accelMapContainerInfo = "container_info"
 	accelMapContainers    = "containers"
@@ -29,6 +30,7 @@ const (
 	accelMapEventControl  = "event_control"
 	accelMapEventRings    = "event_rings"
 	accelMapExecutables   = "executables"
+	accelMapFlows         = "flows"
 	accelMapHostAddrs     = "host_addrs"
 	accelMapIdentity      = "identity"
 	accelMapLinks         = "links"
@@ -112,6 +114,7 @@ type accelMapSpecs struct {
 	AccelCounters *ebpf.MapSpec `ebpf:"accel_counters"`
 	AccelInfo     *ebpf.MapSpec `ebpf:"accel_info"`
 	Agents        *ebpf.MapSpec `ebpf:"agents"`
+	AttachTimes   *ebpf.MapSpec `ebpf:"attach_times"`
 	Conns         *ebpf.MapSpec `ebpf:"conns"`
 	ContainerInfo *ebpf.MapSpec `ebpf:"container_info"`
 	Containers    *ebpf.MapSpec `ebpf:"containers"`
@@ -122,6 +125,7 @@ type accelMapSpecs struct {
 	EventControl  *ebpf.MapSpec `ebpf:"event_control"`
 	EventRings    *ebpf.MapSpec `ebpf:"event_rings"`
 	Executables   *ebpf.MapSpec `ebpf:"executables"`
+	Flows         *ebpf.MapSpec `ebpf:"flows"`
 	HostAddrs     *ebpf.MapSpec `ebpf:"host_addrs"`
 	Identity      *ebpf.MapSpec `ebpf:"identity"`
 	Links         *ebpf.MapSpec `ebpf:"links"`
@@ -181,6 +185,7 @@ type accelMaps struct {
 	AccelCounters *ebpf.Map `ebpf:"accel_counters"`
 	AccelInfo     *ebpf.Map `ebpf:"accel_info"`
 	Agents        *ebpf.Map `ebpf:"agents"`
+	AttachTimes   *ebpf.Map `ebpf:"attach_times"`
 	Conns         *ebpf.Map `ebpf:"conns"`
 	ContainerInfo *ebpf.Map `ebpf:"container_info"`
 	Containers    *ebpf.Map `ebpf:"containers"`
@@ -191,6 +196,7 @@ type accelMaps struct {
 	EventControl  *ebpf.Map `ebpf:"event_control"`
 	EventRings    *ebpf.Map `ebpf:"event_rings"`
 	Executables   *ebpf.Map `ebpf:"executables"`
+	Flows         *ebpf.Map `ebpf:"flows"`
 	HostAddrs     *ebpf.Map `ebpf:"host_addrs"`
 	Identity      *ebpf.Map `ebpf:"identity"`
 	Links         *ebpf.Map `ebpf:"links"`
@@ -224,6 +230,7 @@ func (m *accelMaps) Close() error {
 		m.AccelCounters,
 		m.AccelInfo,
 		m.Agents,
+		m.AttachTimes,
 		m.Conns,
 		m.ContainerInfo,
 		m.Containers,
@@ -234,6 +241,7 @@ func (m *accelMaps) Close() error {
 		m.EventControl,
 		m.EventRings,
 		m.Executables,
+		m.Flows,
 		m.HostAddrs,
 		m.Identity,
 		m.Links,

@@ -31,6 +31,13 @@ type endpointSgAddr struct {
 	B [16]uint8
 }
 
+type endpointSgAttachTimes struct {
+	_      structs.HostLayout
+	Ns     uint64
+	Failed uint64
+	Count  [16]uint64
+}
+
 type endpointSgContainer struct {
 	_           structs.HostLayout
 	NetnsCookie uint64
@@ -358,6 +365,7 @@ const (
 	endpointMapAccelCounters    = "accel_counters"
 	endpointMapAccelInfo        = "accel_info"
 	endpointMapAgents           = "agents"
+	endpointMapAttachTimes      = "attach_times"
 	endpointMapContainerInfo    = "container_info"
 	endpointMapContainers       = "containers"
 	endpointMapCounters         = "counters"
@@ -368,6 +376,7 @@ const (
 	endpointMapEventControl     = "event_control"
 	endpointMapEventRings       = "event_rings"
 	endpointMapExecutables      = "executables"
+	endpointMapFlows            = "flows"
 	endpointMapHostAddrs        = "host_addrs"
 	endpointMapIdentity         = "identity"
 	endpointMapListeners        = "listeners"
@@ -451,6 +460,7 @@ type endpointMapSpecs struct {
 	AccelCounters    *ebpf.MapSpec `ebpf:"accel_counters"`
 	AccelInfo        *ebpf.MapSpec `ebpf:"accel_info"`
 	Agents           *ebpf.MapSpec `ebpf:"agents"`
+	AttachTimes      *ebpf.MapSpec `ebpf:"attach_times"`
 	ContainerInfo    *ebpf.MapSpec `ebpf:"container_info"`
 	Containers       *ebpf.MapSpec `ebpf:"containers"`
 	Counters         *ebpf.MapSpec `ebpf:"counters"`
@@ -461,6 +471,7 @@ type endpointMapSpecs struct {
 	EventControl     *ebpf.MapSpec `ebpf:"event_control"`
 	EventRings       *ebpf.MapSpec `ebpf:"event_rings"`
 	Executables      *ebpf.MapSpec `ebpf:"executables"`
+	Flows            *ebpf.MapSpec `ebpf:"flows"`
 	HostAddrs        *ebpf.MapSpec `ebpf:"host_addrs"`
 	Identity         *ebpf.MapSpec `ebpf:"identity"`
 	Listeners        *ebpf.MapSpec `ebpf:"listeners"`
@@ -518,6 +529,7 @@ type endpointMaps struct {
 	AccelCounters    *ebpf.Map `ebpf:"accel_counters"`
 	AccelInfo        *ebpf.Map `ebpf:"accel_info"`
 	Agents           *ebpf.Map `ebpf:"agents"`
+	AttachTimes      *ebpf.Map `ebpf:"attach_times"`
 	ContainerInfo    *ebpf.Map `ebpf:"container_info"`
 	Containers       *ebpf.Map `ebpf:"containers"`
 	Counters         *ebpf.Map `ebpf:"counters"`
@@ -528,6 +540,7 @@ type endpointMaps struct {
 	EventControl     *ebpf.Map `ebpf:"event_control"`
 	EventRings       *ebpf.Map `ebpf:"event_rings"`
 	Executables      *ebpf.Map `ebpf:"executables"`
+	Flows            *ebpf.Map `ebpf:"flows"`
 	HostAddrs        *ebpf.Map `ebpf:"host_addrs"`
 	Identity         *ebpf.Map `ebpf:"identity"`
 	Listeners        *ebpf.Map `ebpf:"listeners"`
@@ -560,6 +573,7 @@ func (m *endpointMaps) Close() error {
 		m.AccelCounters,
 		m.AccelInfo,
 		m.Agents,
+		m.AttachTimes,
 		m.ContainerInfo,
 		m.Containers,
 		m.Counters,
@@ -570,6 +584,7 @@ func (m *endpointMaps) Close() error {
 		m.EventControl,
 		m.EventRings,
 		m.Executables,
+		m.Flows,
 		m.HostAddrs,
 		m.Identity,
 		m.Listeners,

@@ -31,6 +31,13 @@ type lsmSgAddr struct {
 	B [16]uint8
 }
 
+type lsmSgAttachTimes struct {
+	_      structs.HostLayout
+	Ns     uint64
+	Failed uint64
+	Count  [16]uint64
+}
+
 type lsmSgContainer struct {
 	_           structs.HostLayout
 	NetnsCookie uint64
@@ -333,6 +340,7 @@ const (
 	lsmMapAccelCounters = "accel_counters"
 	lsmMapAccelInfo     = "accel_info"
 	lsmMapAgents        = "agents"
+	lsmMapAttachTimes   = "attach_times"
 	lsmMapContainerInfo = "container_info"
 	lsmMapContainers    = "containers"
 	lsmMapCounters      = "counters"
@@ -341,6 +349,7 @@ const (
 	lsmMapEventControl  = "event_control"
 	lsmMapEventRings    = "event_rings"
 	lsmMapExecutables   = "executables"
+	lsmMapFlows         = "flows"
 	lsmMapHostAddrs     = "host_addrs"
 	lsmMapIdentity      = "identity"
 	lsmMapListeners     = "listeners"
@@ -426,6 +435,7 @@ type lsmMapSpecs struct {
 	AccelCounters *ebpf.MapSpec `ebpf:"accel_counters"`
 	AccelInfo     *ebpf.MapSpec `ebpf:"accel_info"`
 	Agents        *ebpf.MapSpec `ebpf:"agents"`
+	AttachTimes   *ebpf.MapSpec `ebpf:"attach_times"`
 	ContainerInfo *ebpf.MapSpec `ebpf:"container_info"`
 	Containers    *ebpf.MapSpec `ebpf:"containers"`
 	Counters      *ebpf.MapSpec `ebpf:"counters"`
@@ -434,6 +444,7 @@ type lsmMapSpecs struct {
 	EventControl  *ebpf.MapSpec `ebpf:"event_control"`
 	EventRings    *ebpf.MapSpec `ebpf:"event_rings"`
 	Executables   *ebpf.MapSpec `ebpf:"executables"`
+	Flows         *ebpf.MapSpec `ebpf:"flows"`
 	HostAddrs     *ebpf.MapSpec `ebpf:"host_addrs"`
 	Identity      *ebpf.MapSpec `ebpf:"identity"`
 	Listeners     *ebpf.MapSpec `ebpf:"listeners"`
@@ -491,6 +502,7 @@ type lsmMaps struct {
 	AccelCounters *ebpf.Map `ebpf:"accel_counters"`
 	AccelInfo     *ebpf.Map `ebpf:"accel_info"`
 	Agents        *ebpf.Map `ebpf:"agents"`
+	AttachTimes   *ebpf.Map `ebpf:"attach_times"`
 	ContainerInfo *ebpf.Map `ebpf:"container_info"`
 	Containers    *ebpf.Map `ebpf:"containers"`
 	Counters      *ebpf.Map `ebpf:"counters"`
@@ -499,6 +511,7 @@ type lsmMaps struct {
 	EventControl  *ebpf.Map `ebpf:"event_control"`
 	EventRings    *ebpf.Map `ebpf:"event_rings"`
 	Executables   *ebpf.Map `ebpf:"executables"`
+	Flows         *ebpf.Map `ebpf:"flows"`
 	HostAddrs     *ebpf.Map `ebpf:"host_addrs"`
 	Identity      *ebpf.Map `ebpf:"identity"`
 	Listeners     *ebpf.Map `ebpf:"listeners"`
@@ -531,6 +544,7 @@ func (m *lsmMaps) Close() error {
 		m.AccelCounters,
 		m.AccelInfo,
 		m.Agents,
+		m.AttachTimes,
 		m.ContainerInfo,
 		m.Containers,
 		m.Counters,
@@ -539,6 +553,7 @@ func (m *lsmMaps) Close() error {
 		m.EventControl,
 		m.EventRings,
 		m.Executables,
+		m.Flows,
 		m.HostAddrs,
 		m.Identity,
 		m.Listeners,

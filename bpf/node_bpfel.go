@@ -48,6 +48,13 @@ type nodeSgAddr struct {
 	B [16]uint8
 }
 
+type nodeSgAttachTimes struct {
+	_      structs.HostLayout
+	Ns     uint64
+	Failed uint64
+	Count  [16]uint64
+}
+
 type nodeSgConnKey struct {
 	_           structs.HostLayout
 	NetnsCookie uint64
@@ -135,6 +142,14 @@ type nodeSgCounters struct {
 	V [33]uint64
 }
 
+type nodeSgEmitArgs struct {
+	_        structs.HostLayout
+	E        nodeSgEvent
+	Text     uint64
+	Len      uint32
+	Reserved uint32
+}
+
 type nodeSgEvent struct {
 	_           structs.HostLayout
 	TimeNs      uint64
@@ -173,6 +188,14 @@ type nodeSgEventSource struct {
 	_           structs.HostLayout
 	NetnsCookie uint64
 	CgroupId    uint64
+}
+
+type nodeSgEventText struct {
+	_        structs.HostLayout
+	E        nodeSgEvent
+	Len      uint32
+	Reserved uint32
+	Text     [2048]uint8
 }
 
 type nodeSgExecutable struct {
@@ -452,6 +475,7 @@ const (
 	nodeMapAccelCounters    = "accel_counters"
 	nodeMapAccelInfo        = "accel_info"
 	nodeMapAgents           = "agents"
+	nodeMapAttachTimes      = "attach_times"
 	nodeMapConns            = "conns"
 	nodeMapContainerInfo    = "container_info"
 	nodeMapContainers       = "containers"
@@ -462,6 +486,7 @@ const (
 	nodeMapEventControl     = "event_control"
 	nodeMapEventRings       = "event_rings"
 	nodeMapExecutables      = "executables"
+	nodeMapFlows            = "flows"
 	nodeMapHostAddrs        = "host_addrs"
 	nodeMapIdentity         = "identity"
 	nodeMapLinks            = "links"
@@ -494,6 +519,7 @@ const (
 	nodeProgSgConnect6      = "sg_connect6"
 	nodeProgSgDevice        = "sg_device"
 	nodeProgSgEgress        = "sg_egress"
+	nodeProgSgEmit          = "sg_emit"
 	nodeProgSgGetpeername4  = "sg_getpeername4"
 	nodeProgSgGetpeername6  = "sg_getpeername6"
 	nodeProgSgGetsockname4  = "sg_getsockname4"
@@ -521,6 +547,7 @@ const (
 	nodeProgSgSockCreate    = "sg_sock_create"
 	nodeProgSgSockops       = "sg_sockops"
 	nodeProgSgTlsSetsockopt = "sg_tls_setsockopt"
+	nodeVarSgEventTextType  = "sg_event_text_type"
 	nodeVarSgEventType      = "sg_event_type"
 	nodeVarSgKptrs          = "sg_kptrs"
 	nodeVarSgTlsRingType    = "sg_tls_ring_type"
@@ -574,6 +601,7 @@ type nodeProgramSpecs struct {
 	SgConnect6      *ebpf.ProgramSpec `ebpf:"sg_connect6"`
 	SgDevice        *ebpf.ProgramSpec `ebpf:"sg_device"`
 	SgEgress        *ebpf.ProgramSpec `ebpf:"sg_egress"`
+	SgEmit          *ebpf.ProgramSpec `ebpf:"sg_emit"`
 	SgGetpeername4  *ebpf.ProgramSpec `ebpf:"sg_getpeername4"`
 	SgGetpeername6  *ebpf.ProgramSpec `ebpf:"sg_getpeername6"`
 	SgGetsockname4  *ebpf.ProgramSpec `ebpf:"sg_getsockname4"`
@@ -610,6 +638,7 @@ type nodeMapSpecs struct {
 	AccelCounters *ebpf.MapSpec `ebpf:"accel_counters"`
 	AccelInfo     *ebpf.MapSpec `ebpf:"accel_info"`
 	Agents        *ebpf.MapSpec `ebpf:"agents"`
+	AttachTimes   *ebpf.MapSpec `ebpf:"attach_times"`
 	Conns         *ebpf.MapSpec `ebpf:"conns"`
 	ContainerInfo *ebpf.MapSpec `ebpf:"container_info"`
 	Containers    *ebpf.MapSpec `ebpf:"containers"`
@@ -620,6 +649,7 @@ type nodeMapSpecs struct {
 	EventControl  *ebpf.MapSpec `ebpf:"event_control"`
 	EventRings    *ebpf.MapSpec `ebpf:"event_rings"`
 	Executables   *ebpf.MapSpec `ebpf:"executables"`
+	Flows         *ebpf.MapSpec `ebpf:"flows"`
 	HostAddrs     *ebpf.MapSpec `ebpf:"host_addrs"`
 	Identity      *ebpf.MapSpec `ebpf:"identity"`
 	Links         *ebpf.MapSpec `ebpf:"links"`
@@ -652,9 +682,10 @@ type nodeMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type nodeVariableSpecs struct {
-	SgEventType   *ebpf.VariableSpec `ebpf:"sg_event_type"`
-	SgKptrs       *ebpf.VariableSpec `ebpf:"sg_kptrs"`
-	SgTlsRingType *ebpf.VariableSpec `ebpf:"sg_tls_ring_type"`
+	SgEventTextType *ebpf.VariableSpec `ebpf:"sg_event_text_type"`
+	SgEventType     *ebpf.VariableSpec `ebpf:"sg_event_type"`
+	SgKptrs         *ebpf.VariableSpec `ebpf:"sg_kptrs"`
+	SgTlsRingType   *ebpf.VariableSpec `ebpf:"sg_tls_ring_type"`
 }
 
 // nodeObjects contains all objects after they have been loaded into the kernel.
@@ -680,6 +711,7 @@ type nodeMaps struct {
 	AccelCounters *ebpf.Map `ebpf:"accel_counters"`
 	AccelInfo     *ebpf.Map `ebpf:"accel_info"`
 	Agents        *ebpf.Map `ebpf:"agents"`
+	AttachTimes   *ebpf.Map `ebpf:"attach_times"`
 	Conns         *ebpf.Map `ebpf:"conns"`
 	ContainerInfo *ebpf.Map `ebpf:"container_info"`
 	Containers    *ebpf.Map `ebpf:"containers"`
@@ -690,6 +722,7 @@ type nodeMaps struct {
 	EventControl  *ebpf.Map `ebpf:"event_control"`
 	EventRings    *ebpf.Map `ebpf:"event_rings"`
 	Executables   *ebpf.Map `ebpf:"executables"`
+	Flows         *ebpf.Map `ebpf:"flows"`
 	HostAddrs     *ebpf.Map `ebpf:"host_addrs"`
 	Identity      *ebpf.Map `ebpf:"identity"`
 	Links         *ebpf.Map `ebpf:"links"`
@@ -723,6 +756,7 @@ func (m *nodeMaps) Close() error {
 		m.AccelCounters,
 		m.AccelInfo,
 		m.Agents,
+		m.AttachTimes,
 		m.Conns,
 		m.ContainerInfo,
 		m.Containers,
@@ -733,6 +767,7 @@ func (m *nodeMaps) Close() error {
 		m.EventControl,
 		m.EventRings,
 		m.Executables,
+		m.Flows,
 		m.HostAddrs,
 		m.Identity,
 		m.Links,
@@ -766,9 +801,10 @@ func (m *nodeMaps) Close() error {
 //
 // It can be passed to loadNodeObjects or ebpf.CollectionSpec.LoadAndAssign.
 type nodeVariables struct {
-	SgEventType   *ebpf.Variable `ebpf:"sg_event_type"`
-	SgKptrs       *ebpf.Variable `ebpf:"sg_kptrs"`
-	SgTlsRingType *ebpf.Variable `ebpf:"sg_tls_ring_type"`
+	SgEventTextType *ebpf.Variable `ebpf:"sg_event_text_type"`
+	SgEventType     *ebpf.Variable `ebpf:"sg_event_type"`
+	SgKptrs         *ebpf.Variable `ebpf:"sg_kptrs"`
+	SgTlsRingType   *ebpf.Variable `ebpf:"sg_tls_ring_type"`
 }
 
 // nodePrograms contains all programs after they have been loaded into the kernel.
@@ -781,6 +817,7 @@ type nodePrograms struct {
 	SgConnect6      *ebpf.Program `ebpf:"sg_connect6"`
 	SgDevice        *ebpf.Program `ebpf:"sg_device"`
 	SgEgress        *ebpf.Program `ebpf:"sg_egress"`
+	SgEmit          *ebpf.Program `ebpf:"sg_emit"`
 	SgGetpeername4  *ebpf.Program `ebpf:"sg_getpeername4"`
 	SgGetpeername6  *ebpf.Program `ebpf:"sg_getpeername6"`
 	SgGetsockname4  *ebpf.Program `ebpf:"sg_getsockname4"`
@@ -818,6 +855,7 @@ func (p *nodePrograms) Close() error {
 		p.SgConnect6,
 		p.SgDevice,
 		p.SgEgress,
+		p.SgEmit,
 		p.SgGetpeername4,
 		p.SgGetpeername6,
 		p.SgGetsockname4,

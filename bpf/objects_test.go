@@ -198,7 +198,7 @@ func TestMaps(t *testing.T) {
 func TestHooks(t *testing.T) {
 	spec := nodeSpec(t)
 	hooks := slices.Concat(AllContainerHooks(), GuardHooks(), RelayHooks())
-	seen := []string{nodeProgSgDevice, nodeProgSgLoopback, nodeProgSgLoopbackOut}
+	seen := []string{nodeProgSgDevice, nodeProgSgLoopback, nodeProgSgLoopbackOut, EmitProgram}
 	for _, h := range hooks {
 		p, ok := spec.Programs[h.Program]
 		if !ok {
@@ -360,6 +360,7 @@ func wantLayout(t *testing.T, where string, c btf.Type, g reflect.Type) {
 func TestLayouts(t *testing.T) {
 	types := map[string]reflect.Type{
 		"sg_addr":           reflect.TypeFor[Addr](),
+		"sg_attach_times":   reflect.TypeFor[AttachTimes](),
 		"sg_container":      reflect.TypeFor[Container](),
 		"sg_container_info": reflect.TypeFor[ContainerInfo](),
 		"sg_counters":       reflect.TypeFor[Counters](),
@@ -367,6 +368,8 @@ func TestLayouts(t *testing.T) {
 		"sg_event_budget":   reflect.TypeFor[EventBudget](),
 		"sg_event_control":  reflect.TypeFor[EventControl](),
 		"sg_event_source":   reflect.TypeFor[EventSource](),
+		"sg_event_text":     reflect.TypeFor[EventText](),
+		"sg_emit_args":      reflect.TypeFor[EmitArgs](),
 		"sg_executable":     reflect.TypeFor[Executable](),
 		"sg_listener_key":   reflect.TypeFor[ListenerKey](),
 		"sg_orig":           reflect.TypeFor[nodeSgOrig](),

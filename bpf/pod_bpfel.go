@@ -31,6 +31,13 @@ type podSgAddr struct {
 	B [16]uint8
 }
 
+type podSgAttachTimes struct {
+	_      structs.HostLayout
+	Ns     uint64
+	Failed uint64
+	Count  [16]uint64
+}
+
 type podSgContainer struct {
 	_           structs.HostLayout
 	NetnsCookie uint64
@@ -333,6 +340,7 @@ const (
 	podMapAccelCounters     = "accel_counters"
 	podMapAccelInfo         = "accel_info"
 	podMapAgents            = "agents"
+	podMapAttachTimes       = "attach_times"
 	podMapContainerInfo     = "container_info"
 	podMapContainers        = "containers"
 	podMapCounters          = "counters"
@@ -341,6 +349,7 @@ const (
 	podMapEventControl      = "event_control"
 	podMapEventRings        = "event_rings"
 	podMapExecutables       = "executables"
+	podMapFlows             = "flows"
 	podMapHostAddrs         = "host_addrs"
 	podMapIdentity          = "identity"
 	podMapListeners         = "listeners"
@@ -431,6 +440,7 @@ type podMapSpecs struct {
 	AccelCounters *ebpf.MapSpec `ebpf:"accel_counters"`
 	AccelInfo     *ebpf.MapSpec `ebpf:"accel_info"`
 	Agents        *ebpf.MapSpec `ebpf:"agents"`
+	AttachTimes   *ebpf.MapSpec `ebpf:"attach_times"`
 	ContainerInfo *ebpf.MapSpec `ebpf:"container_info"`
 	Containers    *ebpf.MapSpec `ebpf:"containers"`
 	Counters      *ebpf.MapSpec `ebpf:"counters"`
@@ -439,6 +449,7 @@ type podMapSpecs struct {
 	EventControl  *ebpf.MapSpec `ebpf:"event_control"`
 	EventRings    *ebpf.MapSpec `ebpf:"event_rings"`
 	Executables   *ebpf.MapSpec `ebpf:"executables"`
+	Flows         *ebpf.MapSpec `ebpf:"flows"`
 	HostAddrs     *ebpf.MapSpec `ebpf:"host_addrs"`
 	Identity      *ebpf.MapSpec `ebpf:"identity"`
 	Listeners     *ebpf.MapSpec `ebpf:"listeners"`
@@ -497,6 +508,7 @@ type podMaps struct {
 	AccelCounters *ebpf.Map `ebpf:"accel_counters"`
 	AccelInfo     *ebpf.Map `ebpf:"accel_info"`
 	Agents        *ebpf.Map `ebpf:"agents"`
+	AttachTimes   *ebpf.Map `ebpf:"attach_times"`
 	ContainerInfo *ebpf.Map `ebpf:"container_info"`
 	Containers    *ebpf.Map `ebpf:"containers"`
 	Counters      *ebpf.Map `ebpf:"counters"`
@@ -505,6 +517,7 @@ type podMaps struct {
 	EventControl  *ebpf.Map `ebpf:"event_control"`
 	EventRings    *ebpf.Map `ebpf:"event_rings"`
 	Executables   *ebpf.Map `ebpf:"executables"`
+	Flows         *ebpf.Map `ebpf:"flows"`
 	HostAddrs     *ebpf.Map `ebpf:"host_addrs"`
 	Identity      *ebpf.Map `ebpf:"identity"`
 	Listeners     *ebpf.Map `ebpf:"listeners"`
@@ -537,6 +550,7 @@ func (m *podMaps) Close() error {
 		m.AccelCounters,
 		m.AccelInfo,
 		m.Agents,
+		m.AttachTimes,
 		m.ContainerInfo,
 		m.Containers,
 		m.Counters,
@@ -545,6 +559,7 @@ func (m *podMaps) Close() error {
 		m.EventControl,
 		m.EventRings,
 		m.Executables,
+		m.Flows,
 		m.HostAddrs,
 		m.Identity,
 		m.Listeners,

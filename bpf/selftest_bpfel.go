@@ -19,6 +19,7 @@ const (
 	selftestMapAccelCounters   = "accel_counters"
 	selftestMapAccelInfo       = "accel_info"
 	selftestMapAgents          = "agents"
+	selftestMapAttachTimes     = "attach_times"
 	selftestMapConns           = "conns"
 	selftestMapContainerInfo   = "container_info"
 	selftestMapContainers      = "containers"
@@ -29,6 +30,7 @@ const (
 	selftestMapEventControl    = "event_control"
 	selftestMapEventRings      = "event_rings"
 	selftestMapExecutables     = "executables"
+	selftestMapFlows           = "flows"
 	selftestMapHostAddrs       = "host_addrs"
 	selftestMapIdentity        = "identity"
 	selftestMapJoining         = "joining"
@@ -115,6 +117,7 @@ type selftestMapSpecs struct {
 	AccelCounters *ebpf.MapSpec `ebpf:"accel_counters"`
 	AccelInfo     *ebpf.MapSpec `ebpf:"accel_info"`
 	Agents        *ebpf.MapSpec `ebpf:"agents"`
+	AttachTimes   *ebpf.MapSpec `ebpf:"attach_times"`
 	Conns         *ebpf.MapSpec `ebpf:"conns"`
 	ContainerInfo *ebpf.MapSpec `ebpf:"container_info"`
 	Containers    *ebpf.MapSpec `ebpf:"containers"`
@@ -125,6 +128,7 @@ type selftestMapSpecs struct {
 	EventControl  *ebpf.MapSpec `ebpf:"event_control"`
 	EventRings    *ebpf.MapSpec `ebpf:"event_rings"`
 	Executables   *ebpf.MapSpec `ebpf:"executables"`
+	Flows         *ebpf.MapSpec `ebpf:"flows"`
 	HostAddrs     *ebpf.MapSpec `ebpf:"host_addrs"`
 	Identity      *ebpf.MapSpec `ebpf:"identity"`
 	Joining       *ebpf.MapSpec `ebpf:"joining"`
@@ -185,6 +189,7 @@ type selftestMaps struct {
 	AccelCounters *ebpf.Map `ebpf:"accel_counters"`
 	AccelInfo     *ebpf.Map `ebpf:"accel_info"`
 	Agents        *ebpf.Map `ebpf:"agents"`
+	AttachTimes   *ebpf.Map `ebpf:"attach_times"`
 	Conns         *ebpf.Map `ebpf:"conns"`
 	ContainerInfo *ebpf.Map `ebpf:"container_info"`
 	Containers    *ebpf.Map `ebpf:"containers"`
@@ -195,6 +200,7 @@ type selftestMaps struct {
 	EventControl  *ebpf.Map `ebpf:"event_control"`
 	EventRings    *ebpf.Map `ebpf:"event_rings"`
 	Executables   *ebpf.Map `ebpf:"executables"`
+	Flows         *ebpf.Map `ebpf:"flows"`
 	HostAddrs     *ebpf.Map `ebpf:"host_addrs"`
 	Identity      *ebpf.Map `ebpf:"identity"`
 	Joining       *ebpf.Map `ebpf:"joining"`
@@ -229,6 +235,7 @@ func (m *selftestMaps) Close() error {
 		m.AccelCounters,
 		m.AccelInfo,
 		m.Agents,
+		m.AttachTimes,
 		m.Conns,
 		m.ContainerInfo,
 		m.Containers,
@@ -239,6 +246,7 @@ func (m *selftestMaps) Close() error {
 		m.EventControl,
 		m.EventRings,
 		m.Executables,
+		m.Flows,
 		m.HostAddrs,
 		m.Identity,
 		m.Joining,

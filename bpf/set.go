@@ -126,14 +126,17 @@ func GuardHooks() []Hook {
 	}
 }
 
+// EmitProgram tells events of user space: run it with EmitArgs.
+const EmitProgram = nodeProgSgEmit
+
 // RelayHooks returns what the TLS relay attaches to its own cgroup.
 func RelayHooks() []Hook { return []Hook{{nodeProgSgRelaySockops, ebpf.AttachCGroupSockOps}} }
 
 // MapNames returns the names of all maps, sorted.
 func MapNames() []string {
 	return []string{
-		nodeMapAccelCounters, nodeMapAccelInfo, nodeMapAgents, nodeMapConns, nodeMapContainerInfo, nodeMapContainers, nodeMapCounters,
-		nodeMapDeviceProgs, nodeMapEnds, nodeMapEventBudgets, nodeMapEventControl, nodeMapEventRings, nodeMapExecutables, nodeMapHostAddrs, nodeMapIdentity, nodeMapLinks, nodeMapListeners, nodeMapNodeAddrs, nodeMapOrigdst, nodeMapPending, nodeMapPodAddrs, nodeMapPodCounters,
+		nodeMapAccelCounters, nodeMapAccelInfo, nodeMapAgents, nodeMapAttachTimes, nodeMapConns, nodeMapContainerInfo, nodeMapContainers, nodeMapCounters,
+		nodeMapDeviceProgs, nodeMapEnds, nodeMapEventBudgets, nodeMapEventControl, nodeMapEventRings, nodeMapExecutables, nodeMapFlows, nodeMapHostAddrs, nodeMapIdentity, nodeMapLinks, nodeMapListeners, nodeMapNodeAddrs, nodeMapOrigdst, nodeMapPending, nodeMapPodAddrs, nodeMapPodCounters,
 		nodeMapPodInfo, nodeMapPodSlots, nodeMapPods, nodeMapPolicies, nodeMapPolicyInfo, nodeMapPolicySlots,
 		nodeMapPrefixes, nodeMapRuleInfo, nodeMapRules, nodeMapSeen, nodeMapSeenUnix, nodeMapSocks, nodeMapSubjects,
 		nodeMapTlsPolicies, nodeMapTlsRings, nodeMapTlsTargets, nodeMapUnixRules,
@@ -146,6 +149,7 @@ type Maps struct {
 	AccelCounters *ebpf.Map `ebpf:"accel_counters"`
 	AccelInfo     *ebpf.Map `ebpf:"accel_info"`
 	Agents        *ebpf.Map `ebpf:"agents"`
+	AttachTimes   *ebpf.Map `ebpf:"attach_times"`
 	ContainerInfo *ebpf.Map `ebpf:"container_info"`
 	Containers    *ebpf.Map `ebpf:"containers"`
 	Counters      *ebpf.Map `ebpf:"counters"`
@@ -154,6 +158,7 @@ type Maps struct {
 	EventControl  *ebpf.Map `ebpf:"event_control"`
 	EventRings    *ebpf.Map `ebpf:"event_rings"`
 	Executables   *ebpf.Map `ebpf:"executables"`
+	Flows         *ebpf.Map `ebpf:"flows"`
 	HostAddrs     *ebpf.Map `ebpf:"host_addrs"`
 	Identity      *ebpf.Map `ebpf:"identity"`
 	Listeners     *ebpf.Map `ebpf:"listeners"`
@@ -186,6 +191,7 @@ func (m *Maps) fields() map[string]**ebpf.Map {
 		nodeMapAccelCounters: &m.AccelCounters,
 		nodeMapAccelInfo:     &m.AccelInfo,
 		nodeMapAgents:        &m.Agents,
+		nodeMapAttachTimes:   &m.AttachTimes,
 		nodeMapContainerInfo: &m.ContainerInfo,
 		nodeMapContainers:    &m.Containers,
 		nodeMapCounters:      &m.Counters,
@@ -194,6 +200,7 @@ func (m *Maps) fields() map[string]**ebpf.Map {
 		nodeMapEventControl:  &m.EventControl,
 		nodeMapEventRings:    &m.EventRings,
 		nodeMapExecutables:   &m.Executables,
+		nodeMapFlows:         &m.Flows,
 		nodeMapHostAddrs:     &m.HostAddrs,
 		nodeMapIdentity:      &m.Identity,
 		nodeMapListeners:     &m.Listeners,
@@ -317,6 +324,7 @@ func LoadPod(m *Maps, slot uint32) (*PodPrograms, error) {
 		podMapEventBudgets: m.EventBudgets,
 		podMapEventControl: m.EventControl,
 		podMapEventRings:   m.EventRings,
+		podMapFlows:        m.Flows,
 		podMapHostAddrs:    m.HostAddrs,
 		podMapListeners:    m.Listeners,
 		podMapPodAddrs:     m.PodAddrs,

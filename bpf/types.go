@@ -18,15 +18,19 @@ type (
 	AccelCounters = nodeSgAccelCounters
 	AccelInfo     = nodeSgAccelInfo
 	Addr          = nodeSgAddr
+	AttachTimes   = nodeSgAttachTimes
 	ConnKey       = nodeSgConnKey
 	Container     = nodeSgContainer
 	ContainerInfo = nodeSgContainerInfo
 	Counter       = nodeSgCounter
 	Counters      = nodeSgCounters
+	EmitArgs      = nodeSgEmitArgs
 	Event         = nodeSgEvent
 	EventBudget   = nodeSgEventBudget
 	EventControl  = nodeSgEventControl
 	EventSource   = nodeSgEventSource
+	EventText     = nodeSgEventText
+	EventUnix     = unixSgEventUnix
 	Executable    = nodeSgExecutable
 	ListenerKey   = nodeSgListenerKey
 	Pod           = nodeSgPod
@@ -113,12 +117,16 @@ const (
 
 // Kinds of events (enum sg_event_kind).
 const (
-	EventConnect uint8 = iota
-	EventAccept
-	EventSocket
-	EventBind
-	EventPacket
-	EventUnix
+	KindConnect uint8 = iota
+	KindAccept
+	KindSocket
+	KindBind
+	KindPacket
+	KindUnix
+	KindAttach // this and the following by user space
+	KindDetach
+	KindTLS
+	KindHTTP
 )
 
 // Limits of src/abi.h and src/maps.h that user space must keep.

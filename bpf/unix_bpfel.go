@@ -31,6 +31,13 @@ type unixSgAddr struct {
 	B [16]uint8
 }
 
+type unixSgAttachTimes struct {
+	_      structs.HostLayout
+	Ns     uint64
+	Failed uint64
+	Count  [16]uint64
+}
+
 type unixSgContainer struct {
 	_           structs.HostLayout
 	NetnsCookie uint64
@@ -85,6 +92,33 @@ type unixSgEventSource struct {
 	_           structs.HostLayout
 	NetnsCookie uint64
 	CgroupId    uint64
+}
+
+type unixSgEventUnix struct {
+	_ structs.HostLayout
+	E struct {
+		_           structs.HostLayout
+		TimeNs      uint64
+		NetnsCookie uint64
+		CgroupId    uint64
+		Peer        uint64
+		Addr        unixSgAddr
+		Port        uint16
+		Proto       uint16
+		Kind        uint8
+		Dir         uint8
+		Counter     uint8
+		Audit       uint8
+		Revision    uint32
+		Rule        uint32
+		Pid         uint32
+		Suppressed  uint32
+	}
+	Name     [108]uint8
+	Len      uint8
+	Abstract uint8
+	Type     uint8
+	Reserved uint8
 }
 
 type unixSgExecutable struct {
@@ -323,45 +357,48 @@ type unixSgUnixSet struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	unixMapAccelCounters  = "accel_counters"
-	unixMapAccelInfo      = "accel_info"
-	unixMapAgents         = "agents"
-	unixMapContainerInfo  = "container_info"
-	unixMapContainers     = "containers"
-	unixMapCounters       = "counters"
-	unixMapDeviceProgs    = "device_progs"
-	unixMapEventBudgets   = "event_budgets"
-	unixMapEventControl   = "event_control"
-	unixMapEventRings     = "event_rings"
-	unixMapExecutables    = "executables"
-	unixMapHostAddrs      = "host_addrs"
-	unixMapIdentity       = "identity"
-	unixMapListeners      = "listeners"
-	unixMapNodeAddrs      = "node_addrs"
-	unixMapOrigdst        = "origdst"
-	unixMapPending        = "pending"
-	unixMapPodAddrs       = "pod_addrs"
-	unixMapPodCounters    = "pod_counters"
-	unixMapPodInfo        = "pod_info"
-	unixMapPodSlots       = "pod_slots"
-	unixMapPods           = "pods"
-	unixMapPolicies       = "policies"
-	unixMapPolicyInfo     = "policy_info"
-	unixMapPolicySlots    = "policy_slots"
-	unixMapPrefixes       = "prefixes"
-	unixMapRuleInfo       = "rule_info"
-	unixMapRules          = "rules"
-	unixMapSeen           = "seen"
-	unixMapSeenUnix       = "seen_unix"
-	unixMapSocks          = "socks"
-	unixMapSubjects       = "subjects"
-	unixMapTlsPolicies    = "tls_policies"
-	unixMapTlsRings       = "tls_rings"
-	unixMapTlsTargets     = "tls_targets"
-	unixMapUnixRules      = "unix_rules"
-	unixProgSgConnectUnix = "sg_connect_unix"
-	unixProgSgSendmsgUnix = "sg_sendmsg_unix"
-	unixVarSgEventType    = "sg_event_type"
+	unixMapAccelCounters   = "accel_counters"
+	unixMapAccelInfo       = "accel_info"
+	unixMapAgents          = "agents"
+	unixMapAttachTimes     = "attach_times"
+	unixMapContainerInfo   = "container_info"
+	unixMapContainers      = "containers"
+	unixMapCounters        = "counters"
+	unixMapDeviceProgs     = "device_progs"
+	unixMapEventBudgets    = "event_budgets"
+	unixMapEventControl    = "event_control"
+	unixMapEventRings      = "event_rings"
+	unixMapExecutables     = "executables"
+	unixMapFlows           = "flows"
+	unixMapHostAddrs       = "host_addrs"
+	unixMapIdentity        = "identity"
+	unixMapListeners       = "listeners"
+	unixMapNodeAddrs       = "node_addrs"
+	unixMapOrigdst         = "origdst"
+	unixMapPending         = "pending"
+	unixMapPodAddrs        = "pod_addrs"
+	unixMapPodCounters     = "pod_counters"
+	unixMapPodInfo         = "pod_info"
+	unixMapPodSlots        = "pod_slots"
+	unixMapPods            = "pods"
+	unixMapPolicies        = "policies"
+	unixMapPolicyInfo      = "policy_info"
+	unixMapPolicySlots     = "policy_slots"
+	unixMapPrefixes        = "prefixes"
+	unixMapRuleInfo        = "rule_info"
+	unixMapRules           = "rules"
+	unixMapSeen            = "seen"
+	unixMapSeenUnix        = "seen_unix"
+	unixMapSocks           = "socks"
+	unixMapSubjects        = "subjects"
+	unixMapTlsPolicies     = "tls_policies"
+	unixMapTlsRings        = "tls_rings"
+	unixMapTlsTargets      = "tls_targets"
+	unixMapUnixRules       = "unix_rules"
+	unixProgSgConnectUnix  = "sg_connect_unix"
+	unixProgSgSendmsgUnix  = "sg_sendmsg_unix"
+	unixVarSgEventType     = "sg_event_type"
+	unixVarSgEventUnixType = "sg_event_unix_type"
 )
 
 // loadUnix returns the embedded CollectionSpec for unix.
@@ -417,6 +454,7 @@ type unixMapSpecs struct {
 	AccelCounters *ebpf.MapSpec `ebpf:"accel_counters"`
 	AccelInfo     *ebpf.MapSpec `ebpf:"accel_info"`
 	Agents        *ebpf.MapSpec `ebpf:"agents"`
+	AttachTimes   *ebpf.MapSpec `ebpf:"attach_times"`
 	ContainerInfo *ebpf.MapSpec `ebpf:"container_info"`
 	Containers    *ebpf.MapSpec `ebpf:"containers"`
 	Counters      *ebpf.MapSpec `ebpf:"counters"`
@@ -425,6 +463,7 @@ type unixMapSpecs struct {
 	EventControl  *ebpf.MapSpec `ebpf:"event_control"`
 	EventRings    *ebpf.MapSpec `ebpf:"event_rings"`
 	Executables   *ebpf.MapSpec `ebpf:"executables"`
+	Flows         *ebpf.MapSpec `ebpf:"flows"`
 	HostAddrs     *ebpf.MapSpec `ebpf:"host_addrs"`
 	Identity      *ebpf.MapSpec `ebpf:"identity"`
 	Listeners     *ebpf.MapSpec `ebpf:"listeners"`
@@ -456,7 +495,8 @@ type unixMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type unixVariableSpecs struct {
-	SgEventType *ebpf.VariableSpec `ebpf:"sg_event_type"`
+	SgEventType     *ebpf.VariableSpec `ebpf:"sg_event_type"`
+	SgEventUnixType *ebpf.VariableSpec `ebpf:"sg_event_unix_type"`
 }
 
 // unixObjects contains all objects after they have been loaded into the kernel.
@@ -482,6 +522,7 @@ type unixMaps struct {
 	AccelCounters *ebpf.Map `ebpf:"accel_counters"`
 	AccelInfo     *ebpf.Map `ebpf:"accel_info"`
 	Agents        *ebpf.Map `ebpf:"agents"`
+	AttachTimes   *ebpf.Map `ebpf:"attach_times"`
 	ContainerInfo *ebpf.Map `ebpf:"container_info"`
 	Containers    *ebpf.Map `ebpf:"containers"`
 	Counters      *ebpf.Map `ebpf:"counters"`
@@ -490,6 +531,7 @@ type unixMaps struct {
 	EventControl  *ebpf.Map `ebpf:"event_control"`
 	EventRings    *ebpf.Map `ebpf:"event_rings"`
 	Executables   *ebpf.Map `ebpf:"executables"`
+	Flows         *ebpf.Map `ebpf:"flows"`
 	HostAddrs     *ebpf.Map `ebpf:"host_addrs"`
 	Identity      *ebpf.Map `ebpf:"identity"`
 	Listeners     *ebpf.Map `ebpf:"listeners"`
@@ -522,6 +564,7 @@ func (m *unixMaps) Close() error {
 		m.AccelCounters,
 		m.AccelInfo,
 		m.Agents,
+		m.AttachTimes,
 		m.ContainerInfo,
 		m.Containers,
 		m.Counters,
@@ -530,6 +573,7 @@ func (m *unixMaps) Close() error {
 		m.EventControl,
 		m.EventRings,
 		m.Executables,
+		m.Flows,
 		m.HostAddrs,
 		m.Identity,
 		m.Listeners,
@@ -562,7 +606,8 @@ func (m *unixMaps) Close() error {
 //
 // It can be passed to loadUnixObjects or ebpf.CollectionSpec.LoadAndAssign.
 type unixVariables struct {
-	SgEventType *ebpf.Variable `ebpf:"sg_event_type"`
+	SgEventType     *ebpf.Variable `ebpf:"sg_event_type"`
+	SgEventUnixType *ebpf.Variable `ebpf:"sg_event_unix_type"`
 }
 
 // unixPrograms contains all programs after they have been loaded into the kernel.

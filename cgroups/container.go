@@ -73,6 +73,12 @@ type Attached struct {
 // registers the container and attaches all programs to its cgroup: all or
 // nothing. A container that is attached already is left as it is.
 func (s *Store) Attach(ns *Netns, c *Container) (att Attached, err error) {
+	begin := time.Now()
+	defer func() {
+		if !att.Already {
+			err = errors.Join(err, s.countAttach(time.Since(begin), err))
+		}
+	}()
 	if err := refuseHost(ns, c.spec()); err != nil {
 		return att, err
 	}
@@ -223,6 +229,7 @@ func (s *Store) register(r *registration) (undo func() error, err error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("attach container %s: %w", c, explain(err)), undo())
 	}
+	s.tellContainer(bpf.KindAttach, r.entry.NetnsCookie, cg.ID)
 	return undo, nil
 }
 
@@ -390,6 +397,10 @@ func putCounters[T any](m *ebpf.Map, key uint64) error {
 // the guard stops believing them before the programs are gone.
 func (s *Store) deleteContainer(cgroupID uint64) error {
 	var errs []error
+	var entry bpf.Container
+	if err := s.maps.Containers.Lookup(cgroupID, &entry); err == nil {
+		s.tellContainer(bpf.KindDetach, entry.NetnsCookie, cgroupID)
+	}
 	for _, m := range []*ebpf.Map{s.maps.Containers, s.maps.Counters, s.maps.AccelCounters, s.maps.ContainerInfo} {
 		if err := m.Delete(cgroupID); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			errs = append(errs, fmt.Errorf("delete container of cgroup %d: %w", cgroupID, err))

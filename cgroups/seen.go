@@ -92,17 +92,13 @@ func (s *Store) seenUnix(k bpf.SeenUnix) (Seen, error) {
 	if err != nil {
 		return row, err
 	}
-	name := k.Name[:min(int(k.Len), len(k.Name))]
-	if k.Abstract != 0 {
-		name = append([]byte("@"), name[1:]...)
-	}
 	kind := policy.UnixAny
 	for t, number := range unixTypes {
 		if number == k.Type {
 			kind = t
 		}
 	}
-	row.Unix, row.Type, row.Reason = string(name), kind.String(), unixReason
+	row.Unix, row.Type, row.Reason = unixName(k.Name[:min(int(k.Len), len(k.Name))], k.Abstract != 0), kind.String(), unixReason
 	row.Missing = policy.MissingUnix(policy.Endpoint{Role: role, Name: row.Container}, row.Unix, kind)
 	return row, nil
 }

@@ -301,8 +301,9 @@ struct sg_unix_rule {
 _Static_assert(sizeof(struct sg_unix_rule) == 4184, "ABI");
 
 /*
- * What a container did, or would have been denied, under mode audit: key of
- * map seen. Inside the pod peer is set.
+ * What a container did: key of map flows, with what became of it; and of map
+ * seen, under mode audit, with why it would have been denied. Inside the pod
+ * peer is set.
  */
 struct sg_seen {
 	__u64 netns_cookie;
@@ -312,7 +313,7 @@ struct sg_seen {
 	__u16 port; /* of the destination; or ICMP type */
 	__u16 proto; /* MPTCP is 262 */
 	__u8 dir; /* enum sg_dir */
-	__u8 reason; /* enum sg_counter: why not, or 0 */
+	__u8 reason; /* enum sg_counter; in map seen why not, or 0 */
 	__u16 reserved;
 };
 _Static_assert(sizeof(struct sg_seen) == 48, "ABI");
@@ -344,6 +345,11 @@ enum sg_event_kind {
 	SG_EVENT_BIND = 3, /* bind(2) */
 	SG_EVENT_PACKET = 4, /* dropped */
 	SG_EVENT_UNIX = 5, /* connect(2) or sendmsg(2) to a UNIX socket */
+	/* From user space, which alone knows of them: struct sg_event_text. */
+	SG_EVENT_ATTACH = 6,
+	SG_EVENT_DETACH = 7,
+	SG_EVENT_TLS = 8,
+	SG_EVENT_HTTP = 9,
 };
 
 /* What happened: an entry of an inner map of event_rings. */
@@ -376,6 +382,41 @@ struct sg_event_unix {
 	__u8 reserved;
 };
 _Static_assert(sizeof(struct sg_event_unix) == 184, "ABI");
+
+#define SG_EVENT_TEXT 2048
+
+/* The same of what user space says, as JSON, which follows. */
+struct sg_event_text {
+	struct sg_event e;
+	__u32 len; /* of text, at most SG_EVENT_TEXT */
+	__u32 reserved;
+	__u8 text[SG_EVENT_TEXT];
+};
+_Static_assert(sizeof(struct sg_event_text) == 72 + 8 + SG_EVENT_TEXT, "ABI");
+
+/* What user space wants told: context of sg_emit. */
+struct sg_emit_args {
+	struct sg_event e;
+	__u64 text; /* its address in the caller's memory */
+	__u32 len;
+	__u32 reserved;
+};
+_Static_assert(sizeof(struct sg_emit_args) == 88, "ABI");
+
+#define SG_ATTACH_BUCKETS 16
+
+/*
+ * How long it took to attach containers: the only value of map attach_times.
+ * Here, because who attaches is a new process each time.
+ */
+struct sg_attach_times {
+	__u64 ns; /* all of them together */
+	__u64 failed;
+	__u64 count[SG_ATTACH_BUCKETS]; /* of less than 2^i ms, the last of more
+					 */
+};
+_Static_assert(sizeof(struct sg_attach_times) == 16 + 8 * SG_ATTACH_BUCKETS,
+	       "ABI");
 
 /*
  * Who reads: the only value of map event_control. A reader that does not renew

@@ -273,18 +273,21 @@ struct sg_inside_query {
 	__u8 proto;
 	__u8 reserved;
 	__u16 port; /* of to */
+	__u32 rule; /* answer: that lets it through, or 0 */
 };
 
 /*
- * What the rules of both ends say (enum sg_inside). A container is free to talk
- * to itself.
+ * What the rules of both ends say (enum sg_inside). Where both have one, in
+ * gets the sender's. A container is free to talk to itself.
  */
-SG_GLOBAL int sg_inside_of(const struct sg_inside_query *in)
+SG_GLOBAL int sg_inside_of(struct sg_inside_query *in)
 {
 	struct sg_query q = {};
+	int rule;
 
 	if (!in)
 		return SG_INSIDE_EGRESS;
+	in->rule = 0;
 	if (in->from.cgroup_id == in->to.cgroup_id)
 		return SG_INSIDE_ALLOW;
 	q.revision = in->revision;
@@ -296,7 +299,8 @@ SG_GLOBAL int sg_inside_of(const struct sg_inside_query *in)
 		q.subject[1] = in->from.subject[1];
 		q.peer[0] = in->to.subject[0];
 		q.peer[1] = in->to.subject[1];
-		if (!sg_rule_query(&q))
+		in->rule = sg_rule_query(&q);
+		if (!in->rule)
 			return SG_INSIDE_EGRESS;
 	}
 	if (in->to.flags & SG_SUBJECT_RULED) {
@@ -305,8 +309,11 @@ SG_GLOBAL int sg_inside_of(const struct sg_inside_query *in)
 		q.subject[1] = in->to.subject[1];
 		q.peer[0] = in->from.subject[0];
 		q.peer[1] = in->from.subject[1];
-		if (!sg_rule_query(&q))
+		rule = sg_rule_query(&q);
+		if (!rule)
 			return SG_INSIDE_INGRESS;
+		if (!in->rule)
+			in->rule = rule;
 	}
 	return SG_INSIDE_ALLOW;
 }
@@ -318,22 +325,6 @@ SG_INLINE void sg_seen_by(const struct sg_container *self, struct sg_seen *what)
 	what->cgroup_id = self->cgroup_id;
 	if (what->peer > 1)
 		__builtin_memset(&what->addr, 0, sizeof(what->addr));
-}
-
-/* Counts a key of map seen or seen_unix once more. */
-SG_INLINE void sg_seen_again(void *map, const void *key)
-{
-	struct sg_seen_count first = {};
-	struct sg_seen_count *n = bpf_map_lookup_elem(map, key);
-
-	if (!n) {
-		first.count = 1;
-		first.last_ns = bpf_ktime_get_boot_ns();
-		bpf_map_update_elem(map, key, &first, BPF_ANY);
-		return;
-	}
-	__sync_fetch_and_add(&n->count, 1);
-	n->last_ns = bpf_ktime_get_boot_ns();
 }
 
 /* Keeps a record, under mode audit, of what self did; what has the rest. */
@@ -381,22 +372,19 @@ SG_INLINE int sg_refuse(const struct sg_policy *policy,
 {
 	int audit = policy && (policy->flags & SG_POLICY_AUDIT);
 
-	sg_count(self->cgroup_id, audit ? SG_COUNT_AUDIT : counter);
-	if (sg_somebody_reads()) {
-		struct sg_how how = {
-			.kind = kind,
-			.counter = counter,
-			.audit = !!audit,
-			.revision = policy ? policy->revision : 0,
-			.pid = pid,
-		};
+	struct sg_how how = {
+		.kind = kind,
+		.audit = !!audit,
+		.revision = policy ? policy->revision : 0,
+		.pid = pid,
+	};
 
-		sg_seen_by(self, what);
-		sg_tell(what, &how);
-	}
+	sg_count(self->cgroup_id, audit ? SG_COUNT_AUDIT : counter);
+	what->reason = counter;
+	sg_seen_by(self, what);
+	sg_tell(what, &how);
 	if (!audit)
 		return 0;
-	what->reason = counter;
 	sg_record(self, what);
 	return 1;
 }
@@ -407,18 +395,18 @@ SG_NOINLINE int sg_pod_refuse(__u64 netns_cookie, enum sg_counter counter)
 	struct sg_policy *policy = sg_policy_of(netns_cookie);
 	int audit = policy && (policy->flags & SG_POLICY_AUDIT);
 
-	sg_count_pod(netns_cookie, audit ? SG_COUNT_AUDIT : counter);
-	if (sg_somebody_reads()) {
-		struct sg_seen what = {.netns_cookie = netns_cookie};
-		struct sg_how how = {
-			.kind = SG_EVENT_PACKET,
-			.counter = counter,
-			.audit = !!audit,
-			.revision = policy ? policy->revision : 0,
-		};
+	struct sg_seen what = {
+		.netns_cookie = netns_cookie,
+		.reason = counter,
+	};
+	struct sg_how how = {
+		.kind = SG_EVENT_PACKET,
+		.audit = !!audit,
+		.revision = policy ? policy->revision : 0,
+	};
 
-		sg_tell(&what, &how);
-	}
+	sg_count_pod(netns_cookie, audit ? SG_COUNT_AUDIT : counter);
+	sg_tell(&what, &how);
 	return audit;
 }
 

@@ -123,7 +123,8 @@ SG_INLINE __u32 sg_connect_inside(struct bpf_sock_addr *ctx,
 				  const struct sg_policy *policy,
 				  const struct sg_end *self,
 				  const struct sg_addr *addr, __u8 proto,
-				  __u16 port, __u32 sock_flags, __u64 *peer)
+				  __u16 port, __u32 sock_flags, __u64 *peer,
+				  __u32 *rule)
 {
 	struct sg_inside_query in = {
 		.revision = policy->revision,
@@ -150,6 +151,7 @@ SG_INLINE __u32 sg_connect_inside(struct bpf_sock_addr *ctx,
 	in.from = *self;
 	sg_end_of(policy, c, &in.to);
 	verdict = sg_inside_of(&in);
+	*rule = in.rule;
 	if (verdict == SG_INSIDE_ALLOW || proto == SG_IPPROTO_TCP ||
 	    !(sock_flags & SG_SOCK_CALLED) || !ctx->sk)
 		return verdict;
@@ -159,7 +161,10 @@ SG_INLINE __u32 sg_connect_inside(struct bpf_sock_addr *ctx,
 		return SG_INSIDE_ALLOW;
 	in.to = *self;
 	sg_end_of(policy, c, &in.from);
-	return sg_inside_of(&in) ? verdict : SG_INSIDE_ALLOW;
+	if (sg_inside_of(&in))
+		return verdict;
+	*rule = in.rule;
+	return SG_INSIDE_ALLOW;
 }
 
 /* What the rules and exclusions say of a destination outside. */
@@ -297,7 +302,8 @@ SG_INLINE int sg_do_connect(struct bpf_sock_addr *ctx, int v6)
 	}
 	if (f.local)
 		f.inside = sg_connect_inside(ctx, policy, &end, &addr, f.proto,
-					     f.port, s->flags, &what.peer);
+					     f.port, s->flags, &what.peer,
+					     &f.rule);
 	else
 		sg_connect_outside(ctx, policy, &end, &addr, s->flags, &f);
 	v = sg_verdict_connect(self->role, &f, policy);
@@ -331,16 +337,15 @@ decided:
 	}
 	sg_count(self->cgroup_id, v.counter);
 	/* Of datagrams over one socket the first. */
-	if ((f.proto == SG_IPPROTO_TCP || !(s->flags & SG_SOCK_SENT)) &&
-	    sg_somebody_reads()) {
+	if (f.proto == SG_IPPROTO_TCP || !(s->flags & SG_SOCK_SENT)) {
 		struct sg_how how = {
 			.kind = SG_EVENT_CONNECT,
-			.counter = v.counter,
 			.rule = f.rule,
 			.revision = policy->revision,
 			.pid = s->pid,
 		};
 
+		what.reason = v.counter;
 		sg_seen_by(self, &what);
 		sg_tell(&what, &how);
 	}

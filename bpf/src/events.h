@@ -65,7 +65,10 @@ SG_INLINE int sg_event_allowed(const struct sg_event *e, __u64 now,
 	return 1;
 }
 
-/* Sends an event of size bytes, all of which e has, to those who read. */
+/*
+ * Sends size bytes, which begin with e, to all who read, if the container has
+ * not told too much.
+ */
 SG_INLINE void sg_event_send(struct sg_event *e, __u32 size)
 {
 	__u32 zero = 0;
@@ -87,22 +90,41 @@ SG_INLINE void sg_event_send(struct sg_event *e, __u32 size)
 	}
 }
 
-/* What an event is, besides what sg_seen says. */
+/* Counts a key of map flows, seen or seen_unix once more. */
+SG_INLINE void sg_seen_again(void *map, const void *key)
+{
+	struct sg_seen_count first = {};
+	struct sg_seen_count *n = bpf_map_lookup_elem(map, key);
+
+	if (!n) {
+		first.count = 1;
+		first.last_ns = bpf_ktime_get_boot_ns();
+		bpf_map_update_elem(map, key, &first, BPF_ANY);
+		return;
+	}
+	__sync_fetch_and_add(&n->count, 1);
+	n->last_ns = bpf_ktime_get_boot_ns();
+}
+
+/* What happened, besides what sg_seen says. */
 struct sg_how {
 	__u8 kind; /* enum sg_event_kind */
-	__u8 counter; /* enum sg_counter */
 	__u8 audit;
-	__u8 reserved;
+	__u16 reserved;
 	__u32 rule;
 	__u32 revision;
 	__u32 pid;
 };
 
+/* Counts a flow, with its reason set, and tells who reads. */
 SG_GLOBAL int sg_tell(const struct sg_seen *what, const struct sg_how *how)
 {
 	struct sg_event e = {};
 
 	if (!what || !how)
+		return 0;
+	sg_seen_again(&flows, what);
+	if (!sg_somebody_reads())
 		return 0;
 	e = (struct sg_event){
 		.netns_cookie = what->netns_cookie,
@@ -113,13 +135,12 @@ SG_GLOBAL int sg_tell(const struct sg_seen *what, const struct sg_how *how)
 		.proto = what->proto,
 		.kind = how->kind,
 		.dir = what->dir,
-		.counter = how->counter,
+		.counter = what->reason,
 		.audit = how->audit,
 		.revision = how->revision,
 		.rule = how->rule,
 		.pid = how->pid,
 	};
-
 	sg_event_send(&e, sizeof(e));
 	return 0;
 }

@@ -16,7 +16,7 @@ SG_INLINE int sg_guard(__u64 cookie, const struct sg_sock *s)
 	struct sg_container *c = 0;
 
 	if (bpf_get_retval() < 0)
-		return SG_REJECT; /* by the container's own program, which told */
+		return SG_REJECT; /* the container's own, which told */
 	if (s)
 		c = bpf_map_lookup_elem(&containers, &s->cgroup_id);
 	if (sg_verdict_guard(cookie, s, c))

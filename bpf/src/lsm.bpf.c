@@ -150,6 +150,14 @@ SEC("lsm_cgroup/socket_create")
 int sg_lsm_socket(struct sg_socket_create *ctx)
 {
 	struct sg_container *self = sg_self();
+	struct sg_seen what = {
+		.netns_cookie = self->netns_cookie,
+		.cgroup_id = self->cgroup_id,
+	};
+	struct sg_how how = {
+		.kind = SG_EVENT_SOCKET,
+		.pid = bpf_get_current_pid_tgid() >> 32,
+	};
 	struct sg_policy *policy;
 	struct sg_end end = {};
 	struct sg_verdict v;
@@ -162,11 +170,16 @@ int sg_lsm_socket(struct sg_socket_create *ctx)
 	v = sg_verdict_family(self->role, end.flags, (__u32)ctx->family);
 	if (v.action != SG_DENY)
 		return SG_PROCEED;
-	if (policy && (policy->flags & SG_POLICY_AUDIT)) {
-		sg_count(self->cgroup_id, SG_COUNT_AUDIT);
-		return SG_PROCEED;
+	/* No record: mode audit cannot say which rule would let it. */
+	what.reason = v.counter;
+	if (policy) {
+		how.revision = policy->revision;
+		how.audit = !!(policy->flags & SG_POLICY_AUDIT);
 	}
-	sg_count(self->cgroup_id, v.counter);
+	sg_tell(&what, &how);
+	sg_count(self->cgroup_id, how.audit ? SG_COUNT_AUDIT : v.counter);
+	if (how.audit)
+		return SG_PROCEED;
 	/* As on a kernel without the family: libraries fall back. */
 	bpf_set_retval(-SG_EAFNOSUPPORT);
 	return SG_REJECT;

@@ -197,7 +197,19 @@ struct {
 	__type(value, struct sg_seen_count);
 } seen SEC(".maps");
 
-/* The same of UNIX sockets, by sg_unix_judge. */
+/*
+ * Who talked to whom, and what became of it. An LRU, as above.
+ * inserted by: sg_tell; deleted by: the kernel, or user space with the
+ * container
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1 << 15);
+	__type(key, struct sg_seen);
+	__type(value, struct sg_seen_count);
+} flows SEC(".maps");
+
+/* What seen is, of UNIX sockets, by sg_unix_judge. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 1 << 12);
@@ -254,6 +266,14 @@ struct {
 	__type(key, __u32);
 	__type(value, struct sg_event_control);
 } event_control SEC(".maps");
+
+/* inserted by: nobody; written by who attaches */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct sg_attach_times);
+} attach_times SEC(".maps");
 
 /*
  * What happens, for each reader.

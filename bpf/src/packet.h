@@ -195,12 +195,9 @@ SG_INLINE void sg_packet_outside(const struct sg_policy *policy,
 
 	sg_peers_of(policy, dir == SG_DIR_EGRESS ? &p->daddr : &p->saddr,
 		    o.peer);
-	f->rule = sg_permits(policy, 0, &o);
-	f->excluded = !!f->rule;
-	if (f->ruled) {
-		f->rule = sg_permits(policy, self, &o);
-		f->permitted = !!f->rule;
-	}
+	f->excluded = !!sg_permits(policy, 0, &o);
+	if (f->ruled)
+		f->permitted = !!sg_permits(policy, self, &o);
 }
 
 /*

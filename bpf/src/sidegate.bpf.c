@@ -18,6 +18,7 @@
 #include "guard.h"
 #include "tls.h"
 #include "device.h"
+#include "emit.h"
 
 /* bpf_set_retval, sk_storage in sock_create and others need the GPL. */
 char _license[] SEC("license") = "Dual BSD/GPL";

@@ -157,19 +157,18 @@ SG_INLINE void sg_ops_accept(struct bpf_sock_ops *ctx, struct sg_sock *s,
 		what.addr = s->orig.addr;
 		what.port = s->orig.port;
 		what.peer = route->cgroup_id;
-		how.counter = SG_COUNT_ACCEPT_OUT;
+		what.reason = SG_COUNT_ACCEPT_OUT;
 		sg_origdst_delete(&t);
 	} else if (ctx->local_port != policy->outbound) {
 		what.addr = t.saddr;
 		what.port = t.dport;
 		what.dir = SG_DIR_INGRESS;
-		how.counter = SG_COUNT_ACCEPT_IN;
+		what.reason = SG_COUNT_ACCEPT_IN;
 	} else {
 		return;
 	}
-	sg_count(s->cgroup_id, how.counter);
-	if (sg_somebody_reads())
-		sg_tell(&what, &how);
+	sg_count(s->cgroup_id, what.reason);
+	sg_tell(&what, &how);
 }
 
 /* All of them: which ports are the redirect ports, a policy may change. */

@@ -8,6 +8,10 @@
  */
 #include "unix.h"
 
+/* See sg_tls_ring_type. */
+extern const struct sg_event_unix *sg_event_unix_type;
+const struct sg_event_unix *sg_event_unix_type __attribute__((unused));
+
 struct sockaddr;
 
 /* What CO-RE needs of the kernel's types. */

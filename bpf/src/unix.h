@@ -131,7 +131,10 @@ SG_INLINE int sg_unix_peer_ok(const struct sg_unix_rule *r,
 	return 0;
 }
 
-/* Whether a rule of the subject lets it. They are numbered without gaps. */
+/*
+ * The number of the subject's rule that lets it, or 0. Their keys are numbered
+ * without gaps.
+ */
 SG_INLINE int sg_unix_rule_query(__u32 revision, __u32 subject,
 				 const struct sg_unix_name *n,
 				 const struct sg_end *peer)
@@ -147,19 +150,20 @@ SG_INLINE int sg_unix_rule_query(__u32 revision, __u32 subject,
 		if (!r)
 			break;
 		if (sg_unix_peer_ok(r, peer) && sg_unix_match(r, n))
-			return 1;
+			return r->rule;
 	}
 	return 0;
 }
 
 /*
- * Whether self may. peer is whose socket it is, or zeroed: a rule that wants a
- * certain one lets nobody through where that cannot be known.
+ * Whether self may, and in *rule by which rule, or 0: it has none. peer is
+ * whose socket it is, or zeroed: a rule that wants a certain one lets nobody
+ * through where that cannot be known.
  */
 SG_INLINE int sg_unix_allowed(const struct sg_policy *policy,
 			      const struct sg_container *self,
 			      const struct sg_unix_name *n,
-			      const struct sg_end *peer)
+			      const struct sg_end *peer, __u32 *rule)
 {
 	struct sg_end end;
 
@@ -168,11 +172,13 @@ SG_INLINE int sg_unix_allowed(const struct sg_policy *policy,
 		return 1;
 	if (n->unclean)
 		return 0;
-	for (int i = 0; i < 2; i++)
-		if (end.subject[i] &&
-		    sg_unix_rule_query(policy->revision, end.subject[i], n,
-				       peer))
+	for (int i = 0; i < 2; i++) {
+		if (end.subject[i])
+			*rule = sg_unix_rule_query(policy->revision,
+						   end.subject[i], n, peer);
+		if (*rule)
 			return 1;
+	}
 	return 0;
 }
 
@@ -198,19 +204,62 @@ SG_NOINLINE void sg_unix_record(const struct sg_container *self,
 	sg_seen_again(&seen_unix, &what);
 }
 
+/* Counts a connection or datagram, with its reason set, and tells who reads. */
+SG_NOINLINE void sg_unix_tell(const struct sg_seen *what,
+			      const struct sg_how *how,
+			      const struct sg_unix_name *n)
+{
+	struct sg_event_unix u = {};
+
+	sg_seen_again(&flows, what);
+	if (!sg_somebody_reads())
+		return;
+	u.e.netns_cookie = what->netns_cookie;
+	u.e.cgroup_id = what->cgroup_id;
+	u.e.peer = what->peer;
+	u.e.kind = SG_EVENT_UNIX;
+	u.e.counter = what->reason;
+	u.e.audit = how->audit;
+	u.e.revision = how->revision;
+	u.e.rule = how->rule;
+	u.e.pid = bpf_get_current_pid_tgid() >> 32;
+	u.len = n->len;
+	u.abstract = n->abstract;
+	u.type = n->type;
+	for (__u32 i = 0; i < SG_UNIX_PATH; i++) {
+		if (i >= sg_opaque(n->len))
+			break;
+		u.name[i] = n->b[i];
+	}
+	sg_event_send(&u.e, sizeof(u));
+}
+
 /* Allows, or counts and refuses: SG_PROCEED or SG_REJECT. */
 SG_INLINE int sg_unix_judge(const struct sg_policy *policy,
 			    const struct sg_container *self,
 			    const struct sg_unix_name *n,
 			    const struct sg_end *peer)
 {
-	if (sg_unix_allowed(policy, self, n, peer))
+	struct sg_seen what = {
+		.netns_cookie = self->netns_cookie,
+		.cgroup_id = self->cgroup_id,
+		.peer = peer->cgroup_id,
+		.reason = SG_COUNT_LOCAL,
+	};
+	struct sg_how how = {.revision = policy->revision};
+
+	if (sg_unix_allowed(policy, self, n, peer, &how.rule)) {
+		/* A datagram is not worth an event. */
+		if (n->type != SG_SOCK_DGRAM)
+			sg_unix_tell(&what, &how, n);
 		return SG_PROCEED;
-	if (!(policy->flags & SG_POLICY_AUDIT)) {
-		sg_count(self->cgroup_id, SG_DROP_UNIX);
-		return SG_REJECT;
 	}
-	sg_count(self->cgroup_id, SG_COUNT_AUDIT);
+	what.reason = SG_DROP_UNIX;
+	how.audit = !!(policy->flags & SG_POLICY_AUDIT);
+	sg_unix_tell(&what, &how, n);
+	sg_count(self->cgroup_id, how.audit ? SG_COUNT_AUDIT : SG_DROP_UNIX);
+	if (!how.audit)
+		return SG_REJECT;
 	sg_unix_record(self, n, peer->cgroup_id);
 	return SG_PROCEED;
 }

@@ -65,7 +65,7 @@ struct sg_flow {
 	__u8 loopback_device; /* the packet is on lo */
 	__u16 port; /* of the other end */
 	__u16 reserved;
-	__u32 rule; /* that excluded or permitted it, or 0 */
+	__u32 rule; /* connect: that excluded or permitted it, or 0 */
 };
 
 SG_INLINE struct sg_verdict sg_is(__u32 action, __u32 counter)

@@ -57,6 +57,13 @@ type verdictsSgAsk struct {
 	End         verdictsSgEnd
 }
 
+type verdictsSgAttachTimes struct {
+	_      structs.HostLayout
+	Ns     uint64
+	Failed uint64
+	Count  [16]uint64
+}
+
 type verdictsSgCase struct {
 	_            structs.HostLayout
 	NetnsCookie  uint64
@@ -230,6 +237,8 @@ type verdictsSgInsideQuery struct {
 	Proto    uint8
 	Reserved uint8
 	Port     uint16
+	Rule     uint32
+	_        [4]byte
 }
 
 type verdictsSgListenerKey struct {
@@ -546,6 +555,7 @@ const (
 	verdictsMapAccelInfo       = "accel_info"
 	verdictsMapAgents          = "agents"
 	verdictsMapAsks            = "asks"
+	verdictsMapAttachTimes     = "attach_times"
 	verdictsMapContainerInfo   = "container_info"
 	verdictsMapContainers      = "containers"
 	verdictsMapCounters        = "counters"
@@ -554,6 +564,7 @@ const (
 	verdictsMapEventControl    = "event_control"
 	verdictsMapEventRings      = "event_rings"
 	verdictsMapExecutables     = "executables"
+	verdictsMapFlows           = "flows"
 	verdictsMapHostAddrs       = "host_addrs"
 	verdictsMapIdentity        = "identity"
 	verdictsMapListeners       = "listeners"
@@ -696,6 +707,7 @@ type verdictsMapSpecs struct {
 	AccelInfo     *ebpf.MapSpec `ebpf:"accel_info"`
 	Agents        *ebpf.MapSpec `ebpf:"agents"`
 	Asks          *ebpf.MapSpec `ebpf:"asks"`
+	AttachTimes   *ebpf.MapSpec `ebpf:"attach_times"`
 	ContainerInfo *ebpf.MapSpec `ebpf:"container_info"`
 	Containers    *ebpf.MapSpec `ebpf:"containers"`
 	Counters      *ebpf.MapSpec `ebpf:"counters"`
@@ -704,6 +716,7 @@ type verdictsMapSpecs struct {
 	EventControl  *ebpf.MapSpec `ebpf:"event_control"`
 	EventRings    *ebpf.MapSpec `ebpf:"event_rings"`
 	Executables   *ebpf.MapSpec `ebpf:"executables"`
+	Flows         *ebpf.MapSpec `ebpf:"flows"`
 	HostAddrs     *ebpf.MapSpec `ebpf:"host_addrs"`
 	Identity      *ebpf.MapSpec `ebpf:"identity"`
 	Listeners     *ebpf.MapSpec `ebpf:"listeners"`
@@ -766,6 +779,7 @@ type verdictsMaps struct {
 	AccelInfo     *ebpf.Map `ebpf:"accel_info"`
 	Agents        *ebpf.Map `ebpf:"agents"`
 	Asks          *ebpf.Map `ebpf:"asks"`
+	AttachTimes   *ebpf.Map `ebpf:"attach_times"`
 	ContainerInfo *ebpf.Map `ebpf:"container_info"`
 	Containers    *ebpf.Map `ebpf:"containers"`
 	Counters      *ebpf.Map `ebpf:"counters"`
@@ -774,6 +788,7 @@ type verdictsMaps struct {
 	EventControl  *ebpf.Map `ebpf:"event_control"`
 	EventRings    *ebpf.Map `ebpf:"event_rings"`
 	Executables   *ebpf.Map `ebpf:"executables"`
+	Flows         *ebpf.Map `ebpf:"flows"`
 	HostAddrs     *ebpf.Map `ebpf:"host_addrs"`
 	Identity      *ebpf.Map `ebpf:"identity"`
 	Listeners     *ebpf.Map `ebpf:"listeners"`
@@ -808,6 +823,7 @@ func (m *verdictsMaps) Close() error {
 		m.AccelInfo,
 		m.Agents,
 		m.Asks,
+		m.AttachTimes,
 		m.ContainerInfo,
 		m.Containers,
 		m.Counters,
@@ -816,6 +832,7 @@ func (m *verdictsMaps) Close() error {
 		m.EventControl,
 		m.EventRings,
 		m.Executables,
+		m.Flows,
 		m.HostAddrs,
 		m.Identity,
 		m.Listeners,

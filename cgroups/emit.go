@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cgroups
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"runtime"
+	"sync/atomic"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"sidegate/bpf"
+	"sidegate/policy"
+)
+
+// Emitter tells who reads events of what user space alone knows. It owns descriptors and memory until Close.
+type Emitter struct {
+	program *ebpf.Program
+	control []byte
+}
+
+// newEmitter needs the maps of the state that the program is of.
+func newEmitter(m *bpf.Maps, program func(string) (*ebpf.Program, error)) (*Emitter, error) {
+	e := new(Emitter)
+	var err error
+	if e.control, err = mapControl(m); err != nil {
+		return nil, err
+	}
+	if e.program, err = program(bpf.EmitProgram); err != nil {
+		return nil, errors.Join(fmt.Errorf("open program %s: %w", bpf.EmitProgram, err), e.Close())
+	}
+	return e, nil
+}
+
+// Wanted tells whether anybody reads.
+func (e *Emitter) Wanted() bool { return atomic.LoadUint64(&controlOf(e.control).Any) != 0 }
+
+// emitTLS tells of what the relay saw of a container's connection. Of an event that is too long it leaves the request
+// and the server's name to the relay's own file.
+func (e *Emitter) emitTLS(cookie, cgroup uint64, v *Event) error {
+	kind := uint8(bpf.KindTLS)
+	if v.TLS.HTTP != nil {
+		kind = bpf.KindHTTP
+	}
+	head := bpf.Event{Kind: kind, NetnsCookie: cookie, CgroupId: cgroup, Pid: uint32(v.PID)}
+	// The rest is the kernel's to say, or who reads.
+	text := struct {
+		Verdict  string    `json:"verdict"`
+		Address  any       `json:"address,omitempty"`
+		Protocol string    `json:"protocol"`
+		Reason   string    `json:"reason"`
+		Text     string    `json:"text"`
+		Rule     string    `json:"rule,omitempty"`
+		TLS      *TLSEvent `json:"tls"`
+	}{v.Verdict, nil, "tcp", v.Reason, v.Text, v.Rule, v.TLS}
+	if v.Address.IsValid() {
+		text.Address = v.Address
+	}
+	return e.emit(head, text)
+}
+
+// emit tells of v, which is merged into the Event that head becomes.
+func (e *Emitter) emit(head bpf.Event, v any) error {
+	text, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("write event: %w", err)
+	}
+	if most := len(bpf.EventText{}.Text); len(text) > most {
+		return fmt.Errorf("event of %d bytes: at most %d are told", len(text), most)
+	}
+	what := bpf.EmitArgs{E: head, Text: uint64(uintptr(unsafe.Pointer(&text[0]))), Len: uint32(len(text))}
+	_, err = e.program.Run(&ebpf.RunOptions{Context: &what})
+	runtime.KeepAlive(text)
+	if err != nil {
+		return fmt.Errorf("tell event: %w", err)
+	}
+	return nil
+}
+
+// Close does nothing to what has been told.
+func (e *Emitter) Close() error {
+	var errs []error
+	if e.control != nil {
+		errs = append(errs, unix.Munmap(e.control))
+	}
+	if e.program != nil {
+		errs = append(errs, e.program.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// tellContainer tells who reads that a container comes or goes. That nobody can be told is no reason to refuse it.
+func (s *Store) tellContainer(kind uint8, cookie, cgroup uint64) {
+	var control bpf.EventControl
+	if err := s.maps.EventControl.Lookup(uint32(0), &control); err != nil || control.Any == 0 {
+		return
+	}
+	info, err := s.info(cgroup)
+	if err != nil {
+		return
+	}
+	e, err := newEmitter(s.maps, s.program)
+	if err != nil {
+		return
+	}
+	defer e.Close()
+	_ = e.emit(bpf.Event{Kind: kind, NetnsCookie: cookie, CgroupId: cgroup, Pid: info.Pid}, struct {
+		Verdict   string `json:"verdict"`
+		Direction string `json:"direction"`
+		Pod       string `json:"pod"`
+		Container string `json:"container"`
+		ID        string `json:"containerID"`
+		Role      string `json:"role"`
+		Runtime   string `json:"runtime"`
+		Policy    string `json:"policy"`
+		Reason    string `json:"reason"`
+		Text      string `json:"text"`
+	}{
+		Allowed, "", bpf.CString(info.Pod[:]), infoName(info), bpf.CString(info.Id[:]), policy.Role(info.Role).String(),
+		bpf.CString(info.Runtime[:]), bpf.CString(info.Policy[:]), eventKinds()[kind], "",
+	})
+}
