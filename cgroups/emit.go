@@ -3,10 +3,12 @@
 package cgroups
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"runtime"
+	"strings"
 	"sync/atomic"
 	"unsafe"
 
@@ -39,41 +41,80 @@ func newEmitter(m *bpf.Maps, program func(string) (*ebpf.Program, error)) (*Emit
 // Wanted tells whether anybody reads.
 func (e *Emitter) Wanted() bool { return atomic.LoadUint64(&controlOf(e.control).Any) != 0 }
 
-// emitTLS tells of what the relay saw of a container's connection. Of an event that is too long it leaves the request
-// and the server's name to the relay's own file.
+// emitTLS tells of what the relay saw of a container's connection.
 func (e *Emitter) emitTLS(cookie, cgroup uint64, v *Event) error {
 	kind := uint8(bpf.KindTLS)
 	if v.TLS.HTTP != nil {
 		kind = bpf.KindHTTP
 	}
 	head := bpf.Event{Kind: kind, NetnsCookie: cookie, CgroupId: cgroup, Pid: uint32(v.PID)}
-	// The rest is the kernel's to say, or who reads.
+	text, err := textOf(v)
+	if err == nil && len(text) > maxEventText {
+		text, err = textOf(cutEvent(v))
+	}
+	if err != nil {
+		return err
+	}
+	return e.emit(head, text)
+}
+
+// textOf is what is merged into the event that the kernel's record becomes, which has the rest.
+func textOf(v *Event) ([]byte, error) {
 	text := struct {
 		Verdict  string    `json:"verdict"`
-		Address  any       `json:"address,omitempty"`
+		Address  string    `json:"address,omitempty"`
 		Protocol string    `json:"protocol"`
 		Reason   string    `json:"reason"`
 		Text     string    `json:"text"`
 		Rule     string    `json:"rule,omitempty"`
 		TLS      *TLSEvent `json:"tls"`
-	}{v.Verdict, nil, "tcp", v.Reason, v.Text, v.Rule, v.TLS}
+	}{v.Verdict, "", "tcp", v.Reason, v.Text, v.Rule, v.TLS}
 	if v.Address.IsValid() {
-		text.Address = v.Address
+		text.Address = v.Address.String()
 	}
-	return e.emit(head, text)
+	return marshal(text)
 }
 
-// emit tells of v, which is merged into the Event that head becomes.
-func (e *Emitter) emit(head bpf.Event, v any) error {
-	text, err := json.Marshal(v)
-	if err != nil {
-		return fmt.Errorf("write event: %w", err)
+// marshal is json.Marshal without what is for HTML, which makes six bytes of one.
+func marshal(v any) ([]byte, error) {
+	var out bytes.Buffer
+	enc := json.NewEncoder(&out)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
+		return nil, fmt.Errorf("write event: %w", err)
 	}
-	if most := len(bpf.EventText{}.Text); len(text) > most {
-		return fmt.Errorf("event of %d bytes: at most %d are told", len(text), most)
+	return out.Bytes(), nil
+}
+
+var maxEventText = len(bpf.EventText{}.Text)
+
+// cutEvent fits, whatever is in it: nobody's request goes unseen for its length.
+func cutEvent(v *Event) *Event {
+	const most = 32 // bytes, of which JSON makes six each
+	cut := func(s *string) { *s = strings.ToValidUTF8((*s)[:min(len(*s), most)], "") }
+	short, tls := *v, *v.TLS
+	short.TLS = &tls
+	tls.Truncated = true
+	for _, s := range []*string{&short.Text, &short.Rule, &short.Reason, &tls.SNI, &tls.Suite, &tls.ALPN} {
+		cut(s)
+	}
+	if tls.HTTP != nil {
+		http := *tls.HTTP
+		tls.HTTP = &http
+		for _, s := range []*string{&http.Method, &http.Host, &http.Path} {
+			cut(s)
+		}
+	}
+	return &short
+}
+
+// emit tells of text, JSON that is merged into the Event that head becomes.
+func (e *Emitter) emit(head bpf.Event, text []byte) error {
+	if len(text) > maxEventText {
+		return fmt.Errorf("event of %d bytes: at most %d are told", len(text), maxEventText)
 	}
 	what := bpf.EmitArgs{E: head, Text: uint64(uintptr(unsafe.Pointer(&text[0]))), Len: uint32(len(text))}
-	_, err = e.program.Run(&ebpf.RunOptions{Context: &what})
+	_, err := e.program.Run(&ebpf.RunOptions{Context: &what})
 	runtime.KeepAlive(text)
 	if err != nil {
 		return fmt.Errorf("tell event: %w", err)
@@ -103,12 +144,7 @@ func (s *Store) tellContainer(kind uint8, cookie, cgroup uint64) {
 	if err != nil {
 		return
 	}
-	e, err := newEmitter(s.maps, s.program)
-	if err != nil {
-		return
-	}
-	defer e.Close()
-	_ = e.emit(bpf.Event{Kind: kind, NetnsCookie: cookie, CgroupId: cgroup, Pid: info.Pid}, struct {
+	text, err := marshal(struct {
 		Verdict   string `json:"verdict"`
 		Direction string `json:"direction"`
 		Pod       string `json:"pod"`
@@ -123,4 +159,13 @@ func (s *Store) tellContainer(kind uint8, cookie, cgroup uint64) {
 		Allowed, "", bpf.CString(info.Pod[:]), infoName(info), bpf.CString(info.Id[:]), policy.Role(info.Role).String(),
 		bpf.CString(info.Runtime[:]), bpf.CString(info.Policy[:]), eventKinds()[kind], "",
 	})
+	if err != nil {
+		return
+	}
+	e, err := newEmitter(s.maps, s.program)
+	if err != nil {
+		return
+	}
+	defer e.Close()
+	_ = e.emit(bpf.Event{Kind: kind, NetnsCookie: cookie, CgroupId: cgroup, Pid: info.Pid}, text)
 }

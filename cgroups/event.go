@@ -57,6 +57,8 @@ type TLSEvent struct {
 
 	HTTP *HTTPEvent `json:"http,omitempty"`
 
+	Truncated bool `json:"truncated,omitempty"` // strings were cut: the relay's own file has them whole
+
 	ClientBytes int64         `json:"clientBytes,omitempty"`
 	ServerBytes int64         `json:"serverBytes,omitempty"`
 	Duration    time.Duration `json:"duration,omitempty"` // in nanoseconds
@@ -70,9 +72,7 @@ type HTTPEvent struct {
 	Method   string        `json:"method,omitempty"`
 	Host     string        `json:"host,omitempty"`
 	Path     string        `json:"path,omitempty"`
-	Rule     string        `json:"rule,omitempty"`
 	Allowed  bool          `json:"allowed,omitempty"`
-	Reason   string        `json:"reason,omitempty"`
 	Status   int           `json:"status,omitempty"`
 	Duration time.Duration `json:"duration,omitempty"` // in nanoseconds
 }

@@ -7,11 +7,13 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"sidegate/bpf"
 	"sidegate/cgroups"
 	"sidegate/cgroups/internal/agent"
 	"sidegate/policy"
@@ -91,28 +93,182 @@ func TestEvents(t *testing.T) {
 	}
 }
 
-// A container that makes more events than are told hides nobody else's, and how many there were is known.
+// Connections of UNIX sockets, with the rule that lets them; inside the pod, with the rule of the one who calls.
+func TestEventsInsideThePod(t *testing.T) {
+	if bpf.ProbeUnix() == bpf.UnixNone {
+		t.Skip("this kernel does not judge UNIX sockets: Linux 6.7 does")
+	}
+	dir := t.TempDir()
+	m := newMeshPod(t, parse(t, strings.Replace(ruled, "  - role: sidecar\n    egress", fmt.Sprintf("    unix:\n      allow:\n      - {path: %q}\n  - role: sidecar\n    egress", dir+"/ok.sock"), 1)))
+	listenAll(t, m.sidecar, "sidecar", 8000, 9901)
+	for _, name := range []string{"ok", "other"} {
+		wantErr(t, "listen", m.sidecar.Do(t, agent.Request{Op: "unixlisten", Network: "unix", Addr: dir + "/" + name + ".sock"}), "")
+	}
+	e := m.observe(1 << 16)
+	wantErr(t, "allowed", dial(t, m.app, "tcp", "127.0.0.1:8000"), "")
+	wantErr(t, "denied", dial(t, m.app, "tcp", "127.0.0.1:9901"), "EPERM")
+	wantErr(t, "ok.sock", m.app.Do(t, agent.Request{Op: "unix", Network: "unix", Addr: dir + "/ok.sock"}), "")
+	wantErr(t, "other.sock", m.app.Do(t, agent.Request{Op: "unix", Network: "unix", Addr: dir + "/other.sock"}), "EPERM")
+	all := until(t, e, func(v *cgroups.Event) bool { return v.Socket == dir+"/other.sock" })
+	all = slices.DeleteFunc(all, func(v cgroups.Event) bool { return v.Protocol == "mptcp" || v.Kind == "accept" })
+	for i, want := range []struct{ kind, verdict, reason, rule string }{
+		{"connect", cgroups.Allowed, "local", "spec.rules[0].egress[0]"},
+		{"connect", cgroups.Denied, "policy_egress", ""},
+		{"unix", cgroups.Allowed, "local", "spec.rules[0].unix.allow[0]"},
+		{"unix", cgroups.Denied, "unix", ""},
+	} {
+		if i >= len(all) {
+			t.Fatalf("events are %q", told(all))
+		}
+		v := all[i]
+		if v.Kind != want.kind || v.Verdict != want.verdict || v.Reason != want.reason || !strings.HasPrefix(v.Rule, want.rule) || (want.rule == "") != (v.Rule == "") {
+			t.Errorf("event %d is %+v, want %+v", i, v, want)
+		}
+		if v.Container != "app" || v.PID != m.app.PID || v.Kind == "connect" && v.Peer != "sidecar" {
+			t.Errorf("event %d is of %s (%d) and %q", i, v.Container, v.PID, v.Peer)
+		}
+	}
+}
+
+// That containers come and go is told with their names, which are gone when it is read.
+func TestEventsOfContainers(t *testing.T) {
+	m := newMeshPod(t, policy.Default())
+	e := m.observe(1 << 16)
+	before := attachTimes(t, m.world)
+	late := m.container("late")
+	m.attach(late, "late", policy.RoleApp, policy.Default())
+	must(t, m.store(func(s *cgroups.Store) error { _, err := s.Detach("late", late.PID); return err }))
+	all := until(t, e, func(v *cgroups.Event) bool { return v.Kind == "detach" })
+	if len(all) != 2 || all[0].Kind != "attach" {
+		t.Fatalf("events are %q", told(all))
+	}
+	for _, v := range all {
+		if v.Container != "late" || v.ContainerID != "late" || v.Pod != "pod" || v.Role != "app" || v.PID != late.PID || v.Verdict != cgroups.Allowed || v.Runtime == "" || v.Policy == "" {
+			t.Errorf("event %+v", v)
+		}
+	}
+	_, err := m.tryAttach(m.container("second"), "second", policy.RoleSidecar, policy.Default())
+	if err == nil {
+		t.Error("a pod has two sidecars")
+	}
+	after := attachTimes(t, m.world)
+	if after.count-before.count != 2 || after.Failed-before.Failed != 1 || after.Sum <= before.Sum {
+		t.Errorf("attaching took %+v, before that %+v", after, before)
+	}
+}
+
+// attached has all that were counted.
+type attached struct {
+	cgroups.AttachTimes
+	count uint64
+}
+
+func attachTimes(t *testing.T, w *world) attached {
+	t.Helper()
+	times, err := cgroups.ReadAttachTimes(w.state)
+	must(t, err)
+	sum := times.More
+	for _, n := range times.Buckets {
+		sum += n
+	}
+	return attached{times, sum}
+}
+
+// Of 10,000 connections a second none is missing, of either end, nor of the flows.
+func TestEventsOfManyConnections(t *testing.T) {
+	m := newMeshPod(t, policy.Default())
+	e := m.observe(4 << 20)
+	const n, perSecond = 20_000, 10_000
+	began := time.Now()
+	done := make(chan agent.Answer)
+	go func() {
+		done <- m.app.Do(t, agent.Request{Op: "rush", Addr: outside4 + ":80", Len: n, Level: perSecond})
+	}()
+	var connects, accepts int
+	var suppressed uint32
+	e.SetDeadline(time.Now().Add(time.Minute))
+	for connects < n || accepts < n {
+		v, err := e.Read()
+		if err != nil {
+			t.Fatalf("%v after %d connects and %d accepts, %d suppressed, %d lost", err, connects, accepts, suppressed, e.Lost())
+		}
+		suppressed += v.Suppressed
+		switch {
+		case v.Kind == "connect" && v.Verdict == cgroups.Redirected && v.Container == "app":
+			connects++
+		case v.Kind == "accept" && v.Container == "sidecar" && v.Peer == "app":
+			accepts++
+		}
+	}
+	wantErr(t, "rush", <-done, "")
+	t.Logf("%d connections in %v", n, time.Since(began))
+	if suppressed != 0 || e.Lost() != 0 || connects != n || accepts != n {
+		t.Errorf("%d connects and %d accepts of %d, %d suppressed, %d lost", connects, accepts, n, suppressed, e.Lost())
+	}
+	wantFlow(t, m.world, "app", "redirected", n)
+	wantFlow(t, m.world, "sidecar", "accepted_outbound", n)
+}
+
+// wantFlow sums the flows of a container by reason.
+func wantFlow(t *testing.T, w *world, container, reason string, want uint64) {
+	t.Helper()
+	flows, err := cgroups.ReadFlows(w.state)
+	must(t, err)
+	var n uint64
+	for _, f := range flows {
+		if f.Container == container && f.Reason == reason {
+			n += f.Count
+		}
+	}
+	if n != want {
+		t.Errorf("%d flows of %s are %s, want %d, of %+v", n, container, reason, want, flows)
+	}
+}
+
+// A container that makes more events than are told hides nobody else's, and how many there were is known exactly.
 func TestEventsAreLimited(t *testing.T) {
 	m := newMeshPod(t, policy.Default())
 	e := m.observe(1 << 20)
-	const n = 20_000
-	made := m.app.Do(t, agent.Request{Op: "deny", Len: n})
-	wantErr(t, "flood", made, "")
+	made := uint64(20_000)
+	deny := func(n uint64) {
+		t.Helper()
+		wantErr(t, "flood", m.app.Do(t, agent.Request{Op: "deny", Len: int(n)}), "")
+	}
+	deny(made)
 	wantBanner(t, "another's", dial(t, m.sidecar, "tcp", pod4+":15006"), "inbound")
-	toldOf, suppressed := 0, uint32(0)
-	until(t, e, func(v *cgroups.Event) bool {
+	toldOf, suppressed := uint64(0), uint64(0)
+	count := func(v *cgroups.Event) {
 		if v.Container == "app" {
 			toldOf++
-			suppressed += v.Suppressed
+			suppressed += uint64(v.Suppressed)
 		}
-		return v.Container == "sidecar"
-	})
+	}
+	until(t, e, func(v *cgroups.Event) bool { count(v); return v.Container == "sidecar" })
+	if toldOf == 0 || toldOf >= made {
+		t.Errorf("%d of %d events were told", toldOf, made)
+	}
+	// The next one that is told says how many were not.
+	for deadline := time.Now().Add(10 * time.Second); toldOf+suppressed != made; {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d were told and %d counted of %d", toldOf, suppressed, made)
+		}
+		deny(1)
+		made++
+		e.SetDeadline(time.Now().Add(50 * time.Millisecond))
+		v, err := e.Read()
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			continue // it was too much
+		}
+		must(t, err)
+		count(&v)
+	}
 	if lost := e.Lost(); lost != 0 {
 		t.Errorf("%d events were lost", lost)
 	}
-	if toldOf == 0 || toldOf >= n {
-		t.Errorf("%d of %d events were told", toldOf, n)
+	if n := m.drops("app")["raw_socket"]; n != made {
+		t.Errorf("%d are counted of %d", n, made)
 	}
+	wantFlow(t, m.world, "app", "raw_socket", made)
 }
 
 // Readers do not take each other's events, and there is room for one that was killed.

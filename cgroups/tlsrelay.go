@@ -36,7 +36,8 @@ import (
 type TLSRelay struct {
 	life  sync.RWMutex // held for reading while maps are used: Close waits
 	maps  *bpf.Maps    // nil after Close
-	id    ebpf.MapID   // of map pods: tells this state from one that is loaded later
+	tell  *Emitter
+	id    ebpf.MapID // of map pods: tells this state from one that is loaded later
 	state string
 	links []link.Link
 }
@@ -80,6 +81,9 @@ func (s *Store) becomeRelay(state string) (_ *TLSRelay, err error) {
 		return nil, err
 	}
 	if r.id, err = mapID(r.maps.Pods); err != nil {
+		return nil, err
+	}
+	if r.tell, err = newEmitter(r.maps, s.program); err != nil {
 		return nil, err
 	}
 	cg, err := s.mount.Of(os.Getpid())
@@ -146,6 +150,10 @@ func (r *TLSRelay) Close() error {
 	for _, l := range r.links {
 		errs = append(errs, l.Close())
 	}
+	if r.tell != nil {
+		errs = append(errs, r.tell.Close())
+		r.tell = nil
+	}
 	if r.maps != nil {
 		errs = append(errs, r.maps.Close())
 		r.maps = nil
@@ -164,6 +172,19 @@ func (r *TLSRelay) using(f func(*bpf.Maps) error) error {
 		return ErrRelayClosed
 	}
 	return f(r.maps)
+}
+
+// Told tells whether anybody reads events.
+func (r *TLSRelay) Told() bool {
+	var wanted bool
+	err := r.using(func(*bpf.Maps) error { wanted = r.tell.Wanted(); return nil })
+	return wanted && err == nil
+}
+
+// Tell tells who reads events what the relay saw of a connection of the container with this cgroup, in the pod with this
+// cookie: of v Verdict, Reason, Text, Rule, Address, PID and TLS. It does not wait for readers.
+func (r *TLSRelay) Tell(cookie, cgroup uint64, v *Event) error {
+	return r.using(func(*bpf.Maps) error { return r.tell.emitTLS(cookie, cgroup, v) })
 }
 
 // TLSPod is a pod whose policy has a relay.

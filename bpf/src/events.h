@@ -50,7 +50,7 @@ SG_INLINE int sg_event_allowed(const struct sg_event *e, __u64 now,
 		b->total = 0;
 	}
 	/* Of two that begin a window at once each has one event more. */
-	if (b->window != now >> SG_EVENT_WINDOW) {
+	if (b->window < now >> SG_EVENT_WINDOW) {
 		b->window = now >> SG_EVENT_WINDOW;
 		b->used = 0;
 	}
@@ -59,9 +59,8 @@ SG_INLINE int sg_event_allowed(const struct sg_event *e, __u64 now,
 		__sync_fetch_and_add(&b->total, 1);
 		return 0;
 	}
-	*suppressed = b->suppressed;
-	if (*suppressed)
-		__sync_fetch_and_add(&b->suppressed, -*suppressed);
+	if (b->suppressed)
+		*suppressed = __sync_lock_test_and_set(&b->suppressed, 0);
 	return 1;
 }
 

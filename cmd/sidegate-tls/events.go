@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"sidegate/cgroups"
+	"sidegate/cmd/sidegate-tls/internal/judge"
 	"sidegate/cmd/sidegate-tls/internal/relay"
 )
 
@@ -136,10 +138,14 @@ type connEvents struct {
 	cookie uint64
 	from   string
 	base   event
+
+	relay  *cgroups.TLSRelay // nil until it is known whose connection it is
+	origin cgroups.TLSOrigin
 }
 
-// who looks up whose connection it is, once, if anybody is told.
+// who says whose connection it is, and looks up names for the file, once.
 func (c *connEvents) who(r *cgroups.TLSRelay, o cgroups.TLSOrigin) {
+	c.relay, c.origin = r, o
 	if !c.node.events.wanted() {
 		return
 	}
@@ -154,9 +160,46 @@ func (c *connEvents) who(r *cgroups.TLSRelay, o cgroups.TLSOrigin) {
 }
 
 func (c *connEvents) event(e relay.Event) {
-	v := c.base
-	v.Time, v.NetnsCookie, v.From, v.Event = time.Now(), c.cookie, c.from, e
-	c.node.events.put(&v)
+	if c.node.events.wanted() {
+		v := c.base
+		v.Time, v.NetnsCookie, v.From, v.Event = time.Now(), c.cookie, c.from, e
+		c.node.events.put(&v)
+	}
+	if c.relay == nil || !c.relay.Told() {
+		return
+	}
+	v := observed(&e)
+	v.Address, v.PID, v.TLS.From = c.origin.Destination, c.origin.PID, c.from
+	if err := c.relay.Tell(c.cookie, c.origin.CgroupID, v); err != nil && !errors.Is(err, cgroups.ErrRelayClosed) {
+		c.node.log.Debugf("connection of pod %d from %s: %v", c.cookie, c.from, err)
+	}
+}
+
+// observed is the event as all others are, without headers.
+func observed(e *relay.Event) *cgroups.Event {
+	v := &cgroups.Event{
+		Verdict: cgroups.Allowed, Reason: "tls_" + string(e.Kind), Text: e.Reason, Rule: e.Rule,
+		TLS: &cgroups.TLSEvent{
+			Kind: string(e.Kind), SNI: e.SNI, Version: e.Version, Suite: e.Suite, ALPN: e.ALPN,
+			ClientBytes: e.ClientBytes, ServerBytes: e.ServerBytes, Duration: e.Duration,
+		},
+	}
+	if e.Kind == relay.KindDenied || e.Kind == relay.KindRefused {
+		v.Verdict = cgroups.Denied
+	}
+	h := e.HTTP
+	if h == nil {
+		return v
+	}
+	v.Reason, v.Text, v.Rule = "http_"+string(h.Kind), h.Reason, h.Rule
+	if h.Kind == judge.KindRefused || h.Kind == judge.KindRequest && !h.Allowed {
+		v.Verdict = cgroups.Denied
+	}
+	v.TLS.HTTP = &cgroups.HTTPEvent{
+		Kind: string(h.Kind), Protocol: h.Protocol, Stream: h.Stream, Method: h.Method, Host: h.Host, Path: h.Path,
+		Allowed: h.Allowed, Status: h.Status, Duration: h.Duration,
+	}
+	return v
 }
 
 // fail is for a connection that ends before it began.

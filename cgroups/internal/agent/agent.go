@@ -166,6 +166,8 @@ func (s *server) do(r Request) Answer {
 				_ = unix.Close(fd)
 			}
 		}
+	case "rush": // Len connections to Addr, at most Level a second, each at an end when it is there
+		err = rush(r.Addr, r.Len, r.Level)
 	case "hold": // a TCP socket, bound to Addr
 		a.ID, err = s.hold(r.Addr)
 	case "holdconnect":
