@@ -17,11 +17,13 @@ func rush(addr string, n, perSecond int) error {
 	if err != nil {
 		return err
 	}
-	began := time.Now()
+	var last time.Time
 	for i := range n {
-		// In busy waiting: a timer is late by more than a connection takes.
-		for time.Since(began) < time.Duration(i)*time.Second/time.Duration(perSecond) {
+		// In busy waiting: a timer is late by more than a connection takes. What was lost is not made up for, which
+		// would be more in a short time.
+		for time.Since(last) < time.Second/time.Duration(perSecond) {
 		}
+		last = time.Now()
 		if err := touch(to); err != nil {
 			return fmt.Errorf("connection %d: %w", i, err)
 		}
