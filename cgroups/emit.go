@@ -157,7 +157,7 @@ func (s *Store) tellContainer(kind uint8, cookie, cgroup uint64) {
 		Text      string `json:"text"`
 	}{
 		Allowed, "", bpf.CString(info.Pod[:]), infoName(info), bpf.CString(info.Id[:]), policy.Role(info.Role).String(),
-		bpf.CString(info.Runtime[:]), bpf.CString(info.Policy[:]), eventKinds()[kind], "",
+		bpf.CString(info.Runtime[:]), bpf.CString(info.Policy[:]), EventKinds()[kind], "",
 	})
 	if err != nil {
 		return

@@ -85,8 +85,8 @@ const (
 	Audited    = "audited"
 )
 
-// eventKinds are the words for enum sg_event_kind.
-func eventKinds() []string {
+// EventKinds are the words for enum sg_event_kind.
+func EventKinds() []string {
 	return []string{"connect", "accept", "socket", "bind", "packet", "unix", "attach", "detach", "tls", "http"}
 }
 

@@ -189,7 +189,7 @@ func (e *Events) decode(record []byte) (v Event, ok bool) {
 		return v, false
 	}
 	raw := (*bpf.Event)(unsafe.Pointer(&record[0]))
-	kinds := eventKinds()
+	kinds := EventKinds()
 	if int(raw.Kind) >= len(kinds) {
 		return v, false
 	}

@@ -118,14 +118,18 @@ struct sg_how {
 /* Counts a flow, with its reason set, and tells who reads. */
 SG_GLOBAL int sg_tell(const struct sg_seen *what, const struct sg_how *how)
 {
-	struct sg_event e = {};
+	union { /* one after the other: the stack has no room for both */
+		struct sg_seen key; /* Linux 6.12 wants it on the stack */
+		struct sg_event e;
+	} u = {};
 
 	if (!what || !how)
 		return 0;
-	sg_seen_again(&flows, what);
+	u.key = *what;
+	sg_seen_again(&flows, &u.key);
 	if (!sg_somebody_reads())
 		return 0;
-	e = (struct sg_event){
+	u.e = (struct sg_event){
 		.netns_cookie = what->netns_cookie,
 		.cgroup_id = what->cgroup_id,
 		.peer = what->peer,
@@ -140,7 +144,7 @@ SG_GLOBAL int sg_tell(const struct sg_seen *what, const struct sg_how *how)
 		.rule = how->rule,
 		.pid = how->pid,
 	};
-	sg_event_send(&e, sizeof(e));
+	sg_event_send(&u.e, sizeof(u.e));
 	return 0;
 }
 

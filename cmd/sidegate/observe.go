@@ -3,7 +3,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,7 +11,6 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -22,6 +20,8 @@ import (
 	"golang.org/x/term"
 
 	"sidegate/cgroups"
+	"sidegate/observe"
+	"sidegate/observe/names"
 )
 
 // observation is what to show.
@@ -31,12 +31,20 @@ type observation struct {
 	pods       []string
 	containers []string
 	verdicts   []string
+	kinds      []string
 	to         []string
 	ports      []uint
 	count      int
 	size       uint32
+	resolve    bool
+
+	since    string
+	last     int
+	follow   bool
+	recorded string
 
 	prefixes []netip.Prefix
+	from     time.Time // what since says
 }
 
 func newObserve(e *env) *cobra.Command {
@@ -44,12 +52,18 @@ func newObserve(e *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "observe",
 		Short: "Show what happens in managed pods, as it happens",
-		Long: "Show connections, what was refused and why, from now on until interrupted: who, where to, what became of it, and by which rule.\n" +
-			"Events of a container beyond 2,048 in an eighth of a second are not shown, but counted. With nobody observing they cost a look at an array.",
-		Args: noArgs,
+		Long: "Show connections, what was refused and why, TLS and HTTP that the relay sees, and containers that come and go: who, where to, what became\n" +
+			"of it, and by which rule. From now on until interrupted, or, with --since or --last, what `sidegate exporter --record` has kept.\n\n" +
+			"Of a container 2,048 events are told in an eighth of a second (2^27 ns); how many were not, the next one says. With nobody observing,\n" +
+			"events cost a look at an array. At most 8 processes observe at a time.",
+		Example: "  sidegate observe --pod shop --verdict denied\n  sidegate observe -o json --to 10.0.0.0/8 --port 443\n  sidegate observe --since 10m --follow",
+		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := o.check(); err != nil {
+			if err := o.check(time.Now()); err != nil {
 				return usageError{err}
+			}
+			if o.live() && !cmd.Flags().Changed("follow") {
+				o.follow = true
 			}
 			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
 			defer stop()
@@ -61,26 +75,44 @@ func newObserve(e *env) *cobra.Command {
 	f.StringVar(&o.color, "color", "auto", "auto, always or never")
 	f.StringSliceVar(&o.pods, "pod", nil, "only these pods, by name, id or the beginning of it")
 	f.StringSliceVar(&o.containers, "container", nil, "only these containers, or with these at the other end")
-	f.StringSliceVar(&o.verdicts, "verdict", nil, "only allowed, redirected, denied, audited")
+	f.StringSliceVar(&o.verdicts, "verdict", nil, "only "+strings.Join(verdictWords(), ", "))
+	f.StringSliceVar(&o.kinds, "kind", nil, "only "+strings.Join(cgroups.EventKinds(), ", "))
 	f.StringSliceVar(&o.to, "to", nil, "only with these addresses or networks at the other end")
 	f.UintSliceVar(&o.ports, "port", nil, "only these ports of destinations")
 	f.IntVarP(&o.count, "number", "n", 0, "end after this many (default: never)")
-	f.Uint32Var(&o.size, "buffer", 1<<20, "bytes of the kernel's buffer, a power of two")
+	f.StringVar(&o.since, "since", "", "from this time, such as 10m ago or 2026-01-02T15:04:05Z, of what was recorded")
+	f.IntVar(&o.last, "last", 0, "the last so many of what was recorded")
+	f.BoolVarP(&o.follow, "follow", "f", false, "go on with what happens (default: without --since and --last)")
+	f.StringVar(&o.recorded, "recorded", observe.DefaultRecordDir, "directory of what was recorded")
+	f.BoolVar(&o.resolve, "names", true, "say whose addresses they are, where podman, Docker or CRI know")
+	f.Uint32Var(&o.size, "buffer", 4<<20, "bytes of the kernel's buffer, a power of two")
 	return cmd
 }
 
-func verdictWords() []string { return []string{"allowed", "redirected", "denied", "audited"} }
+func verdictWords() []string {
+	return []string{cgroups.Allowed, cgroups.Redirected, cgroups.Denied, cgroups.Audited}
+}
 
-func (o *observation) check() error {
+// live is without what was recorded.
+func (o *observation) live() bool { return o.since == "" && o.last == 0 }
+
+func (o *observation) check(now time.Time) error {
 	if err := checkOutput(o.output); err != nil {
 		return err
 	}
-	if !slices.Contains([]string{"auto", "always", "never"}, o.color) {
-		return fmt.Errorf("--color %q: write auto, always or never", o.color)
-	}
-	for _, v := range o.verdicts {
-		if !slices.Contains(verdictWords(), v) {
-			return fmt.Errorf("--verdict %q: write %s", v, strings.Join(verdictWords(), ", "))
+	for _, of := range []struct {
+		flag  string
+		given []string
+		words []string
+	}{
+		{"--color", []string{o.color}, []string{"auto", "always", "never"}},
+		{"--verdict", o.verdicts, verdictWords()},
+		{"--kind", o.kinds, cgroups.EventKinds()},
+	} {
+		for _, v := range of.given {
+			if !slices.Contains(of.words, v) {
+				return fmt.Errorf("%s %q: write %s", of.flag, v, strings.Join(of.words, ", "))
+			}
 		}
 	}
 	for _, s := range o.to {
@@ -96,10 +128,77 @@ func (o *observation) check() error {
 	if size := o.size; size < 4096 || size&(size-1) != 0 {
 		return fmt.Errorf("--buffer %d: write a power of two, 4096 at least", size)
 	}
+	if o.last < 0 || o.count < 0 {
+		return errors.New("--last and --number count from 1")
+	}
+	if o.since != "" {
+		var err error
+		if o.from, err = parseSince(o.since, now); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
+// parseSince reads a time, or how long ago it was.
+func parseSince(s string, now time.Time) (time.Time, error) {
+	if ago, err := time.ParseDuration(s); err == nil && ago >= 0 {
+		return now.Add(-ago), nil
+	}
+	if at, err := time.Parse(time.RFC3339Nano, s); err == nil {
+		return at, nil
+	}
+	return time.Time{}, fmt.Errorf("--since %q: write how long ago, such as 90s or 2h, or a time such as %s", s, now.UTC().Format(time.RFC3339))
+}
+
 func (o *observation) run(ctx context.Context, e *env) error {
+	p := o.printer(ctx, e)
+	if o.live() {
+		return o.watch(ctx, e, p, time.Time{})
+	}
+	// What happens is read from before what was recorded is: nothing is between them.
+	began := time.Now()
+	past := func() error {
+		all, lost, err := observe.Recorded(o.recorded, o.from, o.last)
+		if errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("nothing is recorded in %s: run `sidegate exporter --record %s`", o.recorded, o.recorded)
+		}
+		if err != nil {
+			return err
+		}
+		if lost > 0 {
+			if err := p.lost(lost, "by who recorded them"); err != nil {
+				return err
+			}
+		}
+		for i := range all {
+			if o.follow && all[i].Time.After(began) {
+				break
+			}
+			if err := p.show(&all[i]); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if !o.follow {
+		return ended(past())
+	}
+	return o.watch(ctx, e, p, began, past)
+}
+
+// errEnough ends what shows events.
+var errEnough = errors.New("enough")
+
+func ended(err error) error {
+	if errors.Is(err, errEnough) {
+		return nil
+	}
+	return err
+}
+
+// watch shows what happens after a time, and before that what first shows.
+func (o *observation) watch(ctx context.Context, e *env, p *printer, after time.Time, first ...func() error) error {
 	events, err := cgroups.OpenEvents(e.state, o.size)
 	if errors.Is(err, cgroups.ErrNotLoaded) {
 		return errors.New("nothing is loaded: no container has been attached since boot")
@@ -110,19 +209,13 @@ func (o *observation) run(ctx context.Context, e *env) error {
 	defer events.Close()
 	stop := context.AfterFunc(ctx, func() { events.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	var show func(*cgroups.Event) error
-	if o.output == "json" {
-		enc := json.NewEncoder(e.stdout)
-		show = func(v *cgroups.Event) error { return enc.Encode(v) }
-	} else {
-		colored := o.color == "always" || o.color == "auto" && isTerminal(e.stdout)
-		show = func(v *cgroups.Event) error {
-			_, err := fmt.Fprintln(e.stdout, eventLine(v, colored))
-			return err
+	for _, f := range first {
+		if err := f(); err != nil {
+			return ended(err)
 		}
 	}
 	var lost uint64
-	for n := 0; o.count == 0 || n < o.count; {
+	for {
 		v, err := events.Read()
 		if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, os.ErrClosed) {
 			return nil
@@ -131,23 +224,108 @@ func (o *observation) run(ctx context.Context, e *env) error {
 			return fmt.Errorf("read events: %w", err)
 		}
 		if now := events.Lost(); now != lost {
-			fmt.Fprintf(e.stderr, "%d events were lost: the buffer was full (--buffer)\n", now-lost)
+			if err := p.lost(now-lost, "since the buffer was full (--buffer)"); err != nil {
+				return err
+			}
 			lost = now
 		}
-		if !o.wants(&v) {
+		if !v.Time.After(after) {
 			continue
 		}
-		if err := show(&v); err != nil {
-			return err
+		if err := p.show(&v); err != nil {
+			return ended(err)
 		}
-		n++
 	}
-	return nil
+}
+
+// printer shows the events that are wanted.
+type printer struct {
+	o       *observation
+	out     io.Writer
+	errs    io.Writer
+	enc     *json.Encoder // nil: for people
+	colored bool
+	names   *names.Names // nil: without
+	shown   int
+}
+
+func (o *observation) printer(ctx context.Context, e *env) *printer {
+	p := &printer{o: o, out: e.stdout, errs: e.stderr}
+	if o.output == "json" {
+		p.enc = json.NewEncoder(e.stdout)
+		p.enc.SetEscapeHTML(false)
+	}
+	p.colored = o.color == "always" || o.color == "auto" && isTerminal(e.stdout) && os.Getenv("NO_COLOR") == ""
+	if o.resolve {
+		p.names = names.New(ctx, append(names.Sources(), names.Source{Name: "sidegate", List: func(context.Context) (map[netip.Addr]string, error) {
+			return podNames(e.state)
+		}}))
+	}
+	return p
+}
+
+// podNames are those of managed pods, which a runtime may not know.
+func podNames(state string) (map[netip.Addr]string, error) {
+	st, err := cgroups.ReadStatus(state)
+	if err != nil {
+		return nil, err
+	}
+	known := make(map[netip.Addr]string)
+	for _, p := range st.Pods {
+		for _, a := range p.Addresses {
+			if p.Pod != "" && !a.IsLinkLocalUnicast() && !a.IsLoopback() {
+				known[a] = p.Pod
+			}
+		}
+	}
+	return known, nil
 }
 
 func isTerminal(w io.Writer) bool {
 	f, ok := w.(*os.File)
 	return ok && term.IsTerminal(int(f.Fd()))
+}
+
+// observed is an event as JSON has it.
+type observed struct {
+	*cgroups.Event
+	AddressName string `json:"addressName,omitempty"` // whose address it is
+}
+
+func (p *printer) show(v *cgroups.Event) error {
+	if !p.o.wants(v) {
+		return nil
+	}
+	name := ""
+	if p.names != nil && v.Address.IsValid() {
+		name = p.names.Of(v.Address.Addr())
+	}
+	var err error
+	if p.enc != nil {
+		err = p.enc.Encode(observed{v, name})
+	} else {
+		_, err = fmt.Fprintln(p.out, eventLine(v, name, p.colored))
+	}
+	if err != nil {
+		return err
+	}
+	if p.shown++; p.shown == p.o.count {
+		return errEnough
+	}
+	return nil
+}
+
+// lost says that there were more.
+func (p *printer) lost(n uint64, why string) error {
+	if p.enc != nil {
+		return p.enc.Encode(struct {
+			Time time.Time `json:"time"`
+			Kind string    `json:"kind"`
+			Lost uint64    `json:"lost"`
+		}{time.Now(), "lost", n})
+	}
+	_, err := fmt.Fprintf(p.errs, "%d events were lost %s\n", n, why)
+	return err
 }
 
 func (o *observation) wants(v *cgroups.Event) bool {
@@ -158,46 +336,7 @@ func (o *observation) wants(v *cgroups.Event) bool {
 	}
 	return begins(o.pods, v.Pod) && begins(o.containers, v.Container, v.ContainerID, v.Peer) &&
 		(len(o.verdicts) == 0 || slices.Contains(o.verdicts, v.Verdict)) &&
+		(len(o.kinds) == 0 || slices.Contains(o.kinds, v.Kind)) &&
 		(len(o.ports) == 0 || slices.Contains(o.ports, uint(v.Address.Port()))) &&
 		(len(o.prefixes) == 0 || slices.ContainsFunc(o.prefixes, func(p netip.Prefix) bool { return p.Contains(v.Address.Addr()) }))
-}
-
-// The colours of verdicts: SGR parameters.
-var verdictColors = map[string]string{"allowed": "32", "redirected": "36", "denied": "31", "audited": "33"}
-
-// eventLine is an event for people.
-func eventLine(v *cgroups.Event, colored bool) string {
-	verdict := fmt.Sprintf("%-10s", v.Verdict)
-	if colored {
-		verdict = "\x1b[" + verdictColors[v.Verdict] + "m" + verdict + "\x1b[0m"
-	}
-	who := cmp.Or(v.Container, "(no container)")
-	if v.Pod != "" {
-		who = short(v.Pod) + "/" + who
-	}
-	arrow := "->"
-	if v.Direction == "ingress" {
-		arrow = "<-"
-	}
-	other := v.Peer
-	if v.Address.IsValid() && v.Address.Addr().IsValid() && !v.Address.Addr().IsUnspecified() {
-		other = strings.TrimSpace(other + " " + v.Address.String())
-	} else if v.Address.Port() != 0 {
-		other += fmt.Sprintf(":%d", v.Address.Port())
-	}
-	line := fmt.Sprintf("%s  %s  %s  %s %s %s %s", v.Time.Format("15:04:05.000"), verdict, who, v.Kind, v.Protocol, arrow, cmp.Or(other, "?"))
-	line += "  " + v.Reason
-	if v.Verdict == "denied" || v.Verdict == "audited" {
-		line += ": " + v.Text
-	}
-	if v.Rule != "" {
-		line += "  by " + v.Rule
-	}
-	if v.Process != "" {
-		line += fmt.Sprintf("  (%s, pid %d)", filepath.Base(v.Process), v.PID)
-	}
-	if v.Suppressed > 0 {
-		line += fmt.Sprintf("  [%d more before it]", v.Suppressed)
-	}
-	return line
 }
