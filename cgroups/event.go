@@ -192,6 +192,9 @@ func (n *eventNames) event(raw *bpf.Event) Event {
 	if info, ok := n.container(raw.CgroupId); ok {
 		out.Container, out.ContainerID = infoName(info), bpf.CString(info.Id[:])
 		out.Role = policy.Role(info.Role).String()
+		if out.Policy == "" {
+			out.Policy = bpf.CString(info.Policy[:])
+		}
 	}
 	if info, ok := n.container(raw.Peer); ok {
 		out.Peer = infoName(info)

@@ -159,7 +159,7 @@ func (o *observation) run(ctx context.Context, e *env) error {
 	// What happens is read from before what was recorded is: nothing is between them.
 	began := time.Now()
 	past := func() error {
-		all, lost, err := observe.Recorded(o.recorded, o.from, o.last)
+		all, lost, err := observe.Recorded(o.recorded, o.from, 0)
 		if errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("nothing is recorded in %s: run `sidegate exporter --record %s`", o.recorded, o.recorded)
 		}
@@ -171,10 +171,11 @@ func (o *observation) run(ctx context.Context, e *env) error {
 				return err
 			}
 		}
+		all = slices.DeleteFunc(all, func(v cgroups.Event) bool { return !o.wants(&v) || o.follow && v.Time.After(began) })
+		if o.last > 0 {
+			all = all[max(len(all)-o.last, 0):]
+		}
 		for i := range all {
-			if o.follow && all[i].Time.After(began) {
-				break
-			}
 			if err := p.show(&all[i]); err != nil {
 				return err
 			}
