@@ -167,6 +167,7 @@ type nodeSgEvent struct {
 	Rule        uint32
 	Pid         uint32
 	Suppressed  uint32
+	Comm        [16]uint8
 }
 
 type nodeSgEventBudget struct {

@@ -113,6 +113,7 @@ type unixSgEventUnix struct {
 		Rule        uint32
 		Pid         uint32
 		Suppressed  uint32
+		Comm        [16]uint8
 	}
 	Name     [108]uint8
 	Len      uint8

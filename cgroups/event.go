@@ -33,6 +33,7 @@ type Event struct {
 	Role        string `json:"role,omitempty"`
 	Runtime     string `json:"runtime,omitempty"` // of a container that comes or goes
 	PID         int    `json:"pid,omitempty"`     // of who made the socket, or connected
+	Comm        string `json:"comm,omitempty"`    // of that task (proc_pid_comm(5))
 	Process     string `json:"process,omitempty"` // its executable, if it lives still
 	Peer        string `json:"peer,omitempty"`    // container at the other end
 
@@ -179,7 +180,7 @@ func (n *eventNames) event(raw *bpf.Event) Event {
 	counter := bpf.Counter(raw.Counter)
 	out := Event{
 		Verdict: verdictOf(counter, raw.Audit != 0), Direction: policy.Dir(raw.Dir).String(),
-		PID: int(raw.Pid), Suppressed: raw.Suppressed, Pod: n.pod(raw.NetnsCookie), Policy: n.policy(raw.Revision),
+		PID: int(raw.Pid), Comm: strings.ToValidUTF8(bpf.CString(raw.Comm[:]), "\uFFFD"), Suppressed: raw.Suppressed, Pod: n.pod(raw.NetnsCookie), Policy: n.policy(raw.Revision),
 	}
 	if raw.Proto != 0 {
 		out.Protocol = ProtocolName(raw.Proto)

@@ -352,6 +352,8 @@ enum sg_event_kind {
 	SG_EVENT_HTTP = 9,
 };
 
+#define SG_COMM 16 /* TASK_COMM_LEN */
+
 /* What happened: an entry of an inner map of event_rings. */
 struct sg_event {
 	__u64 time_ns; /* CLOCK_BOOTTIME */
@@ -369,8 +371,9 @@ struct sg_event {
 	__u32 rule; /* its number, or 0 */
 	__u32 pid; /* of who made the socket, or connected; or 0 */
 	__u32 suppressed; /* events of this container before it, not told */
+	__u8 comm[SG_COMM]; /* of the task that did it, or 0 */
 };
-_Static_assert(sizeof(struct sg_event) == 72, "ABI");
+_Static_assert(sizeof(struct sg_event) == 88, "ABI");
 
 /* The same of a UNIX socket, whose name follows. */
 struct sg_event_unix {
@@ -381,7 +384,7 @@ struct sg_event_unix {
 	__u8 type; /* SOCK_* */
 	__u8 reserved;
 };
-_Static_assert(sizeof(struct sg_event_unix) == 184, "ABI");
+_Static_assert(sizeof(struct sg_event_unix) == 200, "ABI");
 
 #define SG_EVENT_TEXT 2048
 
@@ -392,7 +395,7 @@ struct sg_event_text {
 	__u32 reserved;
 	__u8 text[SG_EVENT_TEXT];
 };
-_Static_assert(sizeof(struct sg_event_text) == 72 + 8 + SG_EVENT_TEXT, "ABI");
+_Static_assert(sizeof(struct sg_event_text) == 88 + 8 + SG_EVENT_TEXT, "ABI");
 
 /* What user space wants told: context of sg_emit. */
 struct sg_emit_args {
@@ -401,7 +404,7 @@ struct sg_emit_args {
 	__u32 len;
 	__u32 reserved;
 };
-_Static_assert(sizeof(struct sg_emit_args) == 88, "ABI");
+_Static_assert(sizeof(struct sg_emit_args) == 104, "ABI");
 
 #define SG_ATTACH_BUCKETS 16
 

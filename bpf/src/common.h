@@ -379,6 +379,8 @@ SG_INLINE int sg_refuse(const struct sg_policy *policy,
 		.pid = pid,
 	};
 
+	if (kind != SG_EVENT_PACKET)
+		sg_how_task(&how);
 	sg_count(self->cgroup_id, audit ? SG_COUNT_AUDIT : counter);
 	what->reason = counter;
 	sg_seen_by(self, what);

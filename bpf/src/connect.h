@@ -323,7 +323,7 @@ decided:
 		if (v.action == SG_DENY) {
 			if (audits)
 				sg_refuse(policy, self, v.counter, &what,
-					  SG_EVENT_CONNECT, s->pid);
+					  SG_EVENT_CONNECT, 0);
 			s->flags |= SG_SOCK_SENT;
 			return SG_PROCEED;
 		}
@@ -331,8 +331,7 @@ decided:
 			sg_record(self, &what);
 	}
 	if (v.action == SG_DENY) {
-		sg_refuse(policy, self, v.counter, &what, SG_EVENT_CONNECT,
-			  s->pid);
+		sg_refuse(policy, self, v.counter, &what, SG_EVENT_CONNECT, 0);
 		return SG_REJECT;
 	}
 	sg_count(self->cgroup_id, v.counter);
@@ -342,9 +341,9 @@ decided:
 			.kind = SG_EVENT_CONNECT,
 			.rule = f.rule,
 			.revision = policy->revision,
-			.pid = s->pid,
 		};
 
+		sg_how_task(&how);
 		what.reason = v.counter;
 		sg_seen_by(self, &what);
 		sg_tell(&what, &how);
@@ -510,8 +509,7 @@ SG_INLINE int sg_do_bind(__u16 port, __u8 proto)
 	what.dir = SG_DIR_INGRESS;
 	what.proto = proto;
 	what.port = port;
-	return sg_refuse(policy, self, v.counter, &what, SG_EVENT_BIND,
-			 bpf_get_current_pid_tgid() >> 32)
+	return sg_refuse(policy, self, v.counter, &what, SG_EVENT_BIND, 0)
 		       ? SG_PROCEED
 		       : SG_REJECT;
 }

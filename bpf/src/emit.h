@@ -14,13 +14,19 @@ const struct sg_event_text *sg_event_text_type __attribute__((unused));
 
 #define SG_EMIT_SHORT 600 /* what most events need */
 
-SG_INLINE int sg_emit_fill(struct sg_event_text *to, const struct sg_event *e,
-			   const void *text, __u32 len)
+/* The verifier wants to see the limit here. */
+SG_INLINE int sg_emit_fill(struct sg_event_text *to, __u32 most,
+			   const struct sg_event *e, const void *text,
+			   __u32 len)
 {
+	__u32 n = sg_opaque(len);
+
+	if (n > most)
+		return -1;
 	to->e = *e;
-	to->len = len;
+	to->len = n;
 	to->reserved = 0;
-	return bpf_copy_from_user(to->text, len, text);
+	return bpf_copy_from_user(to->text, n, text);
 }
 
 /* To one reader. The size of a record is a constant. */
@@ -34,7 +40,7 @@ SG_INLINE int sg_emit_to(void *ring, const struct sg_event *e, const void *text,
 		to = bpf_ringbuf_reserve(ring, head + SG_EMIT_SHORT, 0);
 		if (!to)
 			return -1;
-		if (sg_emit_fill(to, e, text, len))
+		if (sg_emit_fill(to, SG_EMIT_SHORT, e, text, len))
 			bpf_ringbuf_discard(to, 0);
 		else
 			bpf_ringbuf_submit(to, 0);
@@ -43,7 +49,7 @@ SG_INLINE int sg_emit_to(void *ring, const struct sg_event *e, const void *text,
 	to = bpf_ringbuf_reserve(ring, sizeof(*to), 0);
 	if (!to)
 		return -1;
-	if (sg_emit_fill(to, e, text, len))
+	if (sg_emit_fill(to, SG_EVENT_TEXT, e, text, len))
 		bpf_ringbuf_discard(to, 0);
 	else
 		bpf_ringbuf_submit(to, 0);

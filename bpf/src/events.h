@@ -89,20 +89,30 @@ SG_INLINE void sg_event_send(struct sg_event *e, __u32 size)
 	}
 }
 
-/* Counts a key of map flows, seen or seen_unix once more. */
-SG_INLINE void sg_seen_again(void *map, const void *key)
+/*
+ * Counts a key of map flows, seen or seen_unix once more. first is room on the
+ * stack.
+ */
+SG_INLINE void sg_seen_again_in(void *map, const void *key,
+				struct sg_seen_count *first)
 {
-	struct sg_seen_count first = {};
 	struct sg_seen_count *n = bpf_map_lookup_elem(map, key);
 
 	if (!n) {
-		first.count = 1;
-		first.last_ns = bpf_ktime_get_boot_ns();
-		bpf_map_update_elem(map, key, &first, BPF_ANY);
+		first->count = 1;
+		first->last_ns = bpf_ktime_get_boot_ns();
+		bpf_map_update_elem(map, key, first, BPF_ANY);
 		return;
 	}
 	__sync_fetch_and_add(&n->count, 1);
 	n->last_ns = bpf_ktime_get_boot_ns();
+}
+
+SG_INLINE void sg_seen_again(void *map, const void *key)
+{
+	struct sg_seen_count first = {};
+
+	sg_seen_again_in(map, key, &first);
 }
 
 /* What happened, besides what sg_seen says. */
@@ -113,20 +123,31 @@ struct sg_how {
 	__u32 rule;
 	__u32 revision;
 	__u32 pid;
+	__u8 comm[SG_COMM];
 };
+
+/* That the running task does it. */
+SG_INLINE void sg_how_task(struct sg_how *how)
+{
+	how->pid = bpf_get_current_pid_tgid() >> 32;
+	bpf_get_current_comm(how->comm, sizeof(how->comm));
+}
 
 /* Counts a flow, with its reason set, and tells who reads. */
 SG_GLOBAL int sg_tell(const struct sg_seen *what, const struct sg_how *how)
 {
 	union { /* one after the other: the stack has no room for both */
-		struct sg_seen key; /* Linux 6.12 wants it on the stack */
+		struct {
+			struct sg_seen key; /* Linux 6.12 wants it here */
+			struct sg_seen_count first;
+		} flow;
 		struct sg_event e;
 	} u = {};
 
 	if (!what || !how)
 		return 0;
-	u.key = *what;
-	sg_seen_again(&flows, &u.key);
+	u.flow.key = *what;
+	sg_seen_again_in(&flows, &u.flow.key, &u.flow.first);
 	if (!sg_somebody_reads())
 		return 0;
 	u.e = (struct sg_event){
@@ -144,6 +165,7 @@ SG_GLOBAL int sg_tell(const struct sg_seen *what, const struct sg_how *how)
 		.rule = how->rule,
 		.pid = how->pid,
 	};
+	__builtin_memcpy(u.e.comm, how->comm, sizeof(u.e.comm));
 	sg_event_send(&u.e, sizeof(u.e));
 	return 0;
 }

@@ -156,7 +156,6 @@ int sg_lsm_socket(struct sg_socket_create *ctx)
 	};
 	struct sg_how how = {
 		.kind = SG_EVENT_SOCKET,
-		.pid = bpf_get_current_pid_tgid() >> 32,
 	};
 	struct sg_policy *policy;
 	struct sg_end end = {};
@@ -172,6 +171,7 @@ int sg_lsm_socket(struct sg_socket_create *ctx)
 		return SG_PROCEED;
 	/* No record: mode audit cannot say which rule would let it. */
 	what.reason = v.counter;
+	sg_how_task(&how);
 	if (policy) {
 		how.revision = policy->revision;
 		how.audit = !!(policy->flags & SG_POLICY_AUDIT);

@@ -44,8 +44,7 @@ int sg_sock_create(struct bpf_sock *ctx)
 		if (role == SG_ROLE_SIDECAR && v.counter == SG_DROP_PROTOCOL)
 			sg_count(self->cgroup_id, v.counter);
 		else if (sg_refuse(policy, self, v.counter, &what,
-				   SG_EVENT_SOCKET,
-				   bpf_get_current_pid_tgid() >> 32))
+				   SG_EVENT_SOCKET, 0))
 			goto record;
 		/* As on a kernel without the protocol: libraries fall back. */
 		if (v.counter == SG_DROP_PROTOCOL)

@@ -223,6 +223,7 @@ SG_NOINLINE void sg_unix_tell(const struct sg_seen *what,
 	u.e.revision = how->revision;
 	u.e.rule = how->rule;
 	u.e.pid = bpf_get_current_pid_tgid() >> 32;
+	bpf_get_current_comm(u.e.comm, sizeof(u.e.comm));
 	u.len = n->len;
 	u.abstract = n->abstract;
 	u.type = n->type;

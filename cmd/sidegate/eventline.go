@@ -31,9 +31,9 @@ func eventLine(v *cgroups.Event, name string, colored bool) string {
 	if v.Rule != "" {
 		parts = append(parts, "by "+clean(v.Rule))
 	}
-	switch {
-	case v.Process != "":
-		parts = append(parts, fmt.Sprintf("(%s, pid %d)", clean(filepath.Base(v.Process)), v.PID))
+	switch program := cmp.Or(v.Comm, filepath.Base(v.Process)); {
+	case program != ".":
+		parts = append(parts, fmt.Sprintf("(%s, pid %d)", clean(program), v.PID))
 	case v.PID != 0:
 		parts = append(parts, fmt.Sprintf("(pid %d)", v.PID))
 	}
