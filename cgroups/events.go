@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -166,13 +167,19 @@ func (e *Events) Close() error {
 	return errors.Join(errs...)
 }
 
-// SetDeadline is for Read.
+// SetDeadline is for the next Read, which returns os.ErrDeadlineExceeded then. One that waits already waits on: see Finish.
 func (e *Events) SetDeadline(t time.Time) { e.reader.SetDeadline(t) }
+
+// Finish makes Read return what there is already, and then os.ErrClosed, also one that waits.
+func (e *Events) Finish() error { return e.reader.Flush() }
 
 // Read waits for the next event.
 func (e *Events) Read() (Event, error) {
 	for {
 		r, err := e.reader.Read()
+		if errors.Is(err, ringbuf.ErrFlushed) {
+			return Event{}, os.ErrClosed
+		}
 		if err != nil {
 			return Event{}, err
 		}

@@ -379,12 +379,13 @@ SG_INLINE int sg_refuse(const struct sg_policy *policy,
 		.pid = pid,
 	};
 
-	if (kind != SG_EVENT_PACKET)
-		sg_how_task(&how);
 	sg_count(self->cgroup_id, audit ? SG_COUNT_AUDIT : counter);
 	what->reason = counter;
 	sg_seen_by(self, what);
-	sg_tell(what, &how);
+	if (kind == SG_EVENT_PACKET)
+		sg_tell(what, &how);
+	else
+		sg_tell_task(what, &how);
 	if (!audit)
 		return 0;
 	sg_record(self, what);

@@ -343,10 +343,9 @@ decided:
 			.revision = policy->revision,
 		};
 
-		sg_how_task(&how);
 		what.reason = v.counter;
 		sg_seen_by(self, &what);
-		sg_tell(&what, &how);
+		sg_tell_task(&what, &how);
 	}
 	switch (v.action) {
 	case SG_ALLOW:

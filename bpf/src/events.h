@@ -123,18 +123,10 @@ struct sg_how {
 	__u32 rule;
 	__u32 revision;
 	__u32 pid;
-	__u8 comm[SG_COMM];
 };
 
-/* That the running task does it. */
-SG_INLINE void sg_how_task(struct sg_how *how)
-{
-	how->pid = bpf_get_current_pid_tgid() >> 32;
-	bpf_get_current_comm(how->comm, sizeof(how->comm));
-}
-
-/* Counts a flow, with its reason set, and tells who reads. */
-SG_GLOBAL int sg_tell(const struct sg_seen *what, const struct sg_how *how)
+SG_INLINE void sg_tell_all(const struct sg_seen *what, const struct sg_how *how,
+			   int task)
 {
 	union { /* one after the other: the stack has no room for both */
 		struct {
@@ -144,12 +136,10 @@ SG_GLOBAL int sg_tell(const struct sg_seen *what, const struct sg_how *how)
 		struct sg_event e;
 	} u = {};
 
-	if (!what || !how)
-		return 0;
 	u.flow.key = *what;
 	sg_seen_again_in(&flows, &u.flow.key, &u.flow.first);
 	if (!sg_somebody_reads())
-		return 0;
+		return;
 	u.e = (struct sg_event){
 		.netns_cookie = what->netns_cookie,
 		.cgroup_id = what->cgroup_id,
@@ -165,8 +155,26 @@ SG_GLOBAL int sg_tell(const struct sg_seen *what, const struct sg_how *how)
 		.rule = how->rule,
 		.pid = how->pid,
 	};
-	__builtin_memcpy(u.e.comm, how->comm, sizeof(u.e.comm));
+	if (task) {
+		u.e.pid = bpf_get_current_pid_tgid() >> 32;
+		bpf_get_current_comm(u.e.comm, sizeof(u.e.comm));
+	}
 	sg_event_send(&u.e, sizeof(u.e));
+}
+
+/* Counts a flow, with its reason set, and tells who reads. */
+SG_GLOBAL int sg_tell(const struct sg_seen *what, const struct sg_how *how)
+{
+	if (what && how)
+		sg_tell_all(what, how, 0);
+	return 0;
+}
+
+/* The same of what the running task does. */
+SG_GLOBAL int sg_tell_task(const struct sg_seen *what, const struct sg_how *how)
+{
+	if (what && how)
+		sg_tell_all(what, how, 1);
 	return 0;
 }
 

@@ -171,12 +171,11 @@ int sg_lsm_socket(struct sg_socket_create *ctx)
 		return SG_PROCEED;
 	/* No record: mode audit cannot say which rule would let it. */
 	what.reason = v.counter;
-	sg_how_task(&how);
 	if (policy) {
 		how.revision = policy->revision;
 		how.audit = !!(policy->flags & SG_POLICY_AUDIT);
 	}
-	sg_tell(&what, &how);
+	sg_tell_task(&what, &how);
 	sg_count(self->cgroup_id, how.audit ? SG_COUNT_AUDIT : v.counter);
 	if (how.audit)
 		return SG_PROCEED;

@@ -208,7 +208,7 @@ func (o *observation) watch(ctx context.Context, e *env, p *printer, after time.
 		return err
 	}
 	defer events.Close()
-	stop := context.AfterFunc(ctx, func() { events.SetDeadline(time.Unix(1, 0)) })
+	stop := context.AfterFunc(ctx, func() { _ = events.Finish() })
 	defer stop()
 	for _, f := range first {
 		if err := f(); err != nil {
@@ -218,7 +218,7 @@ func (o *observation) watch(ctx context.Context, e *env, p *printer, after time.
 	var lost uint64
 	for {
 		v, err := events.Read()
-		if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, os.ErrClosed) {
+		if errors.Is(err, os.ErrClosed) {
 			return nil
 		}
 		if err != nil {
