@@ -22,6 +22,7 @@ import (
 	"golang.org/x/term"
 
 	"sidegate/cgroups"
+	"sidegate/observe/cli"
 )
 
 // observation is what to show.
@@ -46,10 +47,12 @@ func newObserve(e *env) *cobra.Command {
 		Short: "Show what happens in managed pods, as it happens",
 		Long: "Show connections, what was refused and why, from now on until interrupted: who, where to, what became of it, and by which rule.\n" +
 			"Events of a container beyond 2,048 in an eighth of a second are not shown, but counted. With nobody observing they cost a look at an array.",
-		Args: noArgs,
+		Example: "  sidegate observe --pod shop --verdict denied\n" +
+			"  sidegate observe --to 198.51.100.0/24 --port 443 -n 10 -o json",
+		Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := o.check(); err != nil {
-				return usageError{err}
+				return cli.Usage(err)
 			}
 			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
 			defer stop()
@@ -66,6 +69,10 @@ func newObserve(e *env) *cobra.Command {
 	f.UintSliceVar(&o.ports, "port", nil, "only these ports of destinations")
 	f.IntVarP(&o.count, "number", "n", 0, "end after this many (default: never)")
 	f.Uint32Var(&o.size, "buffer", 1<<20, "bytes of the kernel's buffer, a power of two")
+	completeFlag(cmd, "color", oneOf("auto", "always", "never"))
+	completeFlag(cmd, "pod", podNames(e))
+	completeFlag(cmd, "container", containerNames(e))
+	completeFlag(cmd, "verdict", oneOf(verdictWords()...))
 	return cmd
 }
 
