@@ -4,6 +4,7 @@ package cli
 
 import (
 	"context"
+	"fmt"
 	"os/signal"
 	"syscall"
 
@@ -15,15 +16,18 @@ import (
 // --log-level and --log-format, and gives run the logger that they ask for. The error of run is logged there. log has
 // the two options; whoever has the same from a file calls [Log.Default] in run.
 func Daemon(cmd *cobra.Command, version string, log *Log, run func(context.Context, *logrus.Logger) error) {
-	cmd.Version = version
-	cmd.SetVersionTemplate("{{.Name}} {{.Version}}\n")
 	f := cmd.Flags()
-	f.Bool("version", false, "print the version") // cobra's own would have a -v
+	// Not cobra's own: its text would be a template, by which the linker keeps much that nobody calls.
+	show := f.Bool("version", false, "print the version")
 	f.SortFlags = false
 	log.addFlags(f)
 	cmd.Args = NoArgs
 	cmd.CompletionOptions.DisableDefaultCmd = true
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if *show {
+			_, err := fmt.Fprintln(cmd.OutOrStdout(), cmd.Name(), version)
+			return err
+		}
 		logger, err := log.logger(cmd.ErrOrStderr())
 		if err != nil {
 			return Usage(err)
