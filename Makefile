@@ -20,10 +20,16 @@ LIBEXECDIR ?= $(PREFIX)/libexec/sidegate
 DATADIR ?= $(PREFIX)/share/sidegate
 # systemd reads this one below /usr/local and /usr.
 UNITDIR ?= $(PREFIX)/lib/systemd/system
+MANDIR ?= $(PREFIX)/share/man
+BASHDIR ?= $(PREFIX)/share/bash-completion/completions
+ZSHDIR ?= $(PREFIX)/share/zsh/site-functions
+FISHDIR ?= $(PREFIX)/share/fish/vendor_completions.d
 # The one directory that podman reads by default (oci-hooks(5)).
 HOOKSDIR ?= /usr/share/containers/oci/hooks.d
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+# Manual pages are of the day of what they are made from.
+SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 
 # Every recipe finds the Go that scripts/deps.sh found or fetched.
 WITH_GO = PATH="$$(scripts/deps.sh build):$$PATH"
@@ -37,7 +43,7 @@ IMAGE ?= localhost/sidegate:$(shell sed -n 's/^appVersion: "\(.*\)"/\1/p' contri
 PODMAN ?= podman
 PLUGINDIR ?= build/docker-plugin
 
-.PHONY: help build demo demo-nri demo-docker demo-tls escape test transparency check bench bench-quick generate check-generated lint fuzz deps install uninstall clean image docker-plugin kubernetes
+.PHONY: help build man demo demo-nri demo-docker demo-tls escape test transparency check bench bench-quick generate check-generated lint fuzz deps install uninstall clean image docker-plugin kubernetes
 
 help:
 	@sed -n 's/^# make /make /p' Makefile
@@ -45,7 +51,8 @@ help:
 	@echo 'make bench   what it costs, as ratios of interleaved runs, with charts; make bench-quick: a rough look'
 	@echo 'make lint    gofmt, vet, staticcheck, clang-format, shellcheck'
 	@echo 'make generate / check-generated   the BPF objects and their Go types'
-	@echo 'make install / uninstall          DESTDIR, PREFIX, HOOKSDIR, UNITDIR'
+	@echo 'make man     manual pages and completions of shells, in build/'
+	@echo 'make install / uninstall          DESTDIR, PREFIX, HOOKSDIR, UNITDIR, MANDIR, BASHDIR, ZSHDIR, FISHDIR'
 	@echo 'make image   a container image for Kubernetes, in podman and as build/sidegate-image.tar'
 	@echo 'make docker-plugin   a managed plugin for Docker, build/docker-plugin, and how to create it'
 	@echo 'make kubernetes   contrib/kubernetes/sidegate.yaml, from the Helm chart beside it'
@@ -57,6 +64,19 @@ build:
 	$(BUILD) -o bin/sidegate-nri ./nri
 	$(BUILD) -o bin/sidegate-docker ./dockerplugin
 	$(BUILD) -o bin/sidegate-tls ./cmd/sidegate-tls
+
+# What the pages say of defaults is not to be of who makes them.
+man: build
+	rm -rf build/man build/completion
+	mkdir -p build/man build/completion
+	for name in sidegate sidegate-nri sidegate-docker sidegate-tls; do \
+		env -i SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) bin/$$name man build/man || exit 1; \
+	done
+	sed "s|@VERSION@|$(VERSION)|; s|@DATE@|$$(date -u -d @$(SOURCE_DATE_EPOCH) '+%Y-%m-%d')|" \
+		contrib/man/sidegate-oci-hook.8 >build/man/sidegate-oci-hook.8
+	bin/sidegate completion bash >build/completion/bash
+	bin/sidegate completion zsh >build/completion/zsh
+	bin/sidegate completion fish >build/completion/fish
 
 deps:
 	scripts/deps.sh test
@@ -122,7 +142,7 @@ check-generated: generate
 	@git diff --exit-code --stat -- '*_bpfel.go' '*_bpfel.o' || \
 		{ echo 'generated files are not current: commit what `make generate` made'; exit 1; }
 
-install: build
+install: build man
 	install -D -m 755 bin/sidegate $(DESTDIR)$(BINDIR)/sidegate
 	install -D -m 755 bin/sidegate-oci-hook $(DESTDIR)$(LIBEXECDIR)/sidegate-oci-hook
 	install -D -m 755 bin/sidegate-nri $(DESTDIR)$(BINDIR)/sidegate-nri
@@ -133,6 +153,12 @@ install: build
 	for f in contrib/systemd/*.service; do \
 		sed 's|/usr/local/bin/|$(BINDIR)/|' $$f >$(DESTDIR)$(UNITDIR)/$${f##*/} || exit 1; \
 	done
+	install -d $(DESTDIR)$(MANDIR)/man1 $(DESTDIR)$(MANDIR)/man8
+	install -m 644 build/man/*.1 $(DESTDIR)$(MANDIR)/man1
+	install -m 644 build/man/*.8 $(DESTDIR)$(MANDIR)/man8
+	install -D -m 644 build/completion/bash $(DESTDIR)$(BASHDIR)/sidegate
+	install -D -m 644 build/completion/zsh $(DESTDIR)$(ZSHDIR)/_sidegate
+	install -D -m 644 build/completion/fish $(DESTDIR)$(FISHDIR)/sidegate.fish
 	for f in contrib/oci-hooks.d/*.json; do \
 		sed 's|@LIBEXECDIR@|$(LIBEXECDIR)|' $$f >$(DESTDIR)$(HOOKSDIR)/$${f##*/} || exit 1; \
 	done
@@ -145,6 +171,8 @@ uninstall:
 	for f in contrib/ktls/*; do rm -f $(DESTDIR)$(DATADIR)/ktls/$${f##*/}; done
 	for name in sidegate sidegate-nri sidegate-docker sidegate-tls; do rm -f $(DESTDIR)$(BINDIR)/$$name; done
 	rm -f $(DESTDIR)$(LIBEXECDIR)/sidegate-oci-hook
+	rm -f $(DESTDIR)$(MANDIR)/man1/sidegate.1 $(DESTDIR)$(MANDIR)/man1/sidegate-*.1 $(DESTDIR)$(MANDIR)/man8/sidegate-*.8
+	rm -f $(DESTDIR)$(BASHDIR)/sidegate $(DESTDIR)$(ZSHDIR)/_sidegate $(DESTDIR)$(FISHDIR)/sidegate.fish
 	-rmdir $(DESTDIR)$(LIBEXECDIR) $(DESTDIR)$(DATADIR)/ktls $(DESTDIR)$(DATADIR) $(DESTDIR)/etc/sidegate/policies $(DESTDIR)/etc/sidegate 2>/dev/null
 
 # Four static programs on nothing: needs no network. PODMAN=docker has no oci-archive; push from there.

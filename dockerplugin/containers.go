@@ -18,6 +18,7 @@ import (
 
 	"sidegate/cgroups"
 	"sidegate/cgroups/ktls"
+	"sidegate/observe/cli"
 	"sidegate/policy"
 )
 
@@ -35,6 +36,18 @@ type candidate struct {
 }
 
 func (c *candidate) String() string { return "container " + cmp.Or(c.name, short(c.id)) }
+
+// fields are what logs have of it.
+func (c *candidate) fields() logrus.Fields {
+	f := logrus.Fields{cli.FieldContainerID: c.id}
+	if c.name != "" {
+		f[cli.FieldContainer] = c.name
+	}
+	if c.endpoint != nil {
+		f[cli.FieldNetwork], f[cli.FieldEndpoint] = c.endpoint.network, c.endpoint.id
+	}
+	return f
+}
 
 // asks are what its labels say of Sidegate, right or wrong.
 func (c *candidate) asks() map[string]string {
@@ -166,7 +179,8 @@ func (d *driver) register(s *cgroups.Store, ns *cgroups.Netns, c *candidate, req
 	}
 	warning, err := cgroups.ChoosePolicy(s, d.config.policyDir, ns, request.Policy, role, what)
 	if warning != "" {
-		d.log.Warn(warning)
+		d.log.WithFields(c.fields()).WithFields(logrus.Fields{cli.FieldPolicy: what.PolicyName, logrus.ErrorKey: warning}).
+			Warn("the policy stays as it is in force: correct its file, or put it back")
 	}
 	if err != nil {
 		return false, err
@@ -174,7 +188,11 @@ func (d *driver) register(s *cgroups.Store, ns *cgroups.Netns, c *candidate, req
 	if err := checkKTLS(request, c.pid); err != nil {
 		return false, err
 	}
-	entry := d.log.WithFields(logrus.Fields{"object": c.String(), "role": what.Role})
+	name := what.PolicyName
+	if what.Policy != nil {
+		name = what.Policy.Name
+	}
+	entry := d.log.WithFields(c.fields()).WithFields(logrus.Fields{cli.FieldPod: what.Pod, cli.FieldRole: what.Role.String(), cli.FieldPolicy: name})
 	if !c.running {
 		att, err := s.Attach(ns, what)
 		if err == nil && !att.Already {
@@ -192,7 +210,7 @@ func (d *driver) register(s *cgroups.Store, ns *cgroups.Netns, c *candidate, req
 	}
 	if !ad.Already {
 		d.metrics.adopted()
-		entry.WithFields(logrus.Fields{"sockets": ad.Sockets, "left": ad.Left}).Info("took over a container that runs")
+		entry.WithFields(logrus.Fields{cli.FieldSockets: ad.Sockets, cli.FieldLeft: ad.Left}).Info("took over a container that runs")
 	}
 	return true, nil
 }
@@ -297,7 +315,7 @@ func (d *driver) admitRunning(ns *cgroups.Netns, c *candidate) error {
 	d.mu.Unlock()
 	if !said {
 		d.metrics.refused()
-		d.log.WithField("object", c.String()).Errorf("refused, %s: %v", outcome, err)
+		d.log.WithFields(c.fields()).WithError(err).Errorf("refused, %s: correct what error says first", outcome)
 	}
 	return nil
 }
@@ -342,7 +360,8 @@ func (d *driver) restore() error {
 		}
 		// A process that was killed may have left it half made.
 		if err := d.makeEndpoint(n, e); err != nil {
-			d.log.WithField("object", "endpoint "+short(e.id)).Error(err)
+			d.log.WithFields(subject{n.id, e.id}.fields()).WithError(err).
+				Error("an endpoint cannot be restored, and its container has no network: start that again")
 			continue
 		}
 		d.endpoints[e.id] = e
@@ -354,7 +373,8 @@ func (d *driver) restore() error {
 	for _, p := range d.published {
 		hold, err := reservePort(p.proto, p.hostIP, p.hostPort)
 		if err != nil {
-			d.log.WithField("object", "endpoint "+short(p.endpoint)).Warn(err)
+			d.log.WithFields(subject{endpoint: p.endpoint}.fields()).WithFields(logrus.Fields{cli.FieldPort: p.hostPort, logrus.ErrorKey: err}).
+				Warn("a published port is not kept from other programs: stop the one that has it, or publish another")
 			continue
 		}
 		d.held[p.endpoint] = append(d.held[p.endpoint], hold)
@@ -371,10 +391,12 @@ func (d *driver) watch(ctx context.Context) {
 			pause, said = firstPause, ""
 			d.log.Info("connected to Docker's events")
 			if err := d.allowResolver(); err != nil {
-				d.log.Warnf("Docker's name server will not answer in managed containers: %v", err)
+				d.log.WithField(cli.FieldPath, d.config.pidFile).WithError(err).
+					Warn("Docker's name server will not answer in managed containers: see error, and restart sidegate-docker")
 			}
 			if err := d.reconcile(ctx); err != nil {
-				d.log.Errorf("containers that run, trying again: %v", err)
+				d.log.WithField(cli.FieldPath, d.config.docker).WithError(err).
+					Error("containers that run could not all be taken over, trying again: if it does not end, start those that error names again")
 				d.reconcileSoon(ctx)
 			}
 			d.metrics.connected(true)
@@ -385,7 +407,8 @@ func (d *driver) watch(ctx context.Context) {
 		}
 		if text := err.Error(); text != said { // once, not for each attempt
 			said = text
-			d.log.Warnf("trying again: %v", err)
+			d.log.WithField(cli.FieldPath, d.config.docker).WithError(err).
+				Warn("Docker does not tell of containers, trying again: see whether Docker runs, and its socket is there")
 		}
 		select {
 		case <-ctx.Done():
@@ -417,7 +440,8 @@ func (d *driver) event(ctx context.Context, e event) {
 		return
 	}
 	if err := d.started(ctx, e.Actor.ID); err != nil {
-		d.log.WithField("object", "container "+short(e.Actor.ID)).Errorf("trying again: %v", err)
+		d.log.WithField(cli.FieldContainerID, e.Actor.ID).WithError(err).
+			Error("a container that has started could not be looked at, trying again: if it does not end, start it again")
 		d.reconcileSoon(ctx)
 	}
 }
@@ -432,7 +456,8 @@ func (d *driver) ended(id string) {
 		return err
 	})
 	if err != nil {
-		d.log.WithField("object", "container "+short(id)).Error(err)
+		d.log.WithField(cli.FieldContainerID, id).WithError(err).
+			Error("a container that has ended is not forgotten, and stays closed: the next one that ends tries again")
 	}
 	d.collectSoon()
 }
@@ -465,7 +490,7 @@ func (d *driver) reconcileLater(ctx context.Context) {
 		d.mu.Unlock()
 		err := d.reconcile(ctx)
 		if err != nil {
-			d.log.Debugf("containers that run, trying again: %v", err)
+			d.log.WithError(err).Debug("containers that run, trying again")
 		}
 		d.mu.Lock()
 		switch {
@@ -523,7 +548,7 @@ func (d *driver) reconcile(ctx context.Context) error {
 			if !is {
 				continue
 			}
-			d.log.WithField("object", "endpoint "+short(id)).Info("removing it: Docker does not know it any more")
+			d.log.WithFields(subject{endpoint: id}.fields()).Info("removing it: Docker does not know it any more")
 			errs = append(errs, d.deleteEndpoint(id))
 		}
 		d.mu.Unlock()
@@ -555,7 +580,7 @@ func (d *driver) dropNetworks(ctx context.Context) error {
 			continue
 		}
 		if errors.Is(err, errNoObject) {
-			d.log.WithField("object", "network "+short(id)).Info("removing it: Docker does not know it")
+			d.log.WithFields(subject{network: id}.fields()).Info("removing it: Docker does not know it")
 			d.mu.Lock()
 			err = d.deleteNetwork(id)
 			d.mu.Unlock()
@@ -590,7 +615,8 @@ func (d *driver) collectSoon() {
 				return err
 			})
 			if err != nil {
-				d.log.Errorf("forgetting what has ended: %v", err)
+				d.log.WithField(cli.FieldPath, d.config.stateDir).WithError(err).
+					Error("what has ended is not forgotten, and stays closed: the next container that ends tries again; see sidegate status, doctor")
 			}
 			time.Sleep(pause)
 			pause *= 2

@@ -19,6 +19,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"sidegate/cgroups"
+	"sidegate/observe/cli"
 )
 
 // driver answers libnetwork. It may send requests of different containers side by side, and any of them again. What
@@ -60,19 +61,41 @@ const shortLen = 12
 
 func short(id string) string { return id[:min(len(id), shortLen)] }
 
+// subject is what a request or a message is about, by ids: a network, or an endpoint of it.
+type subject struct{ network, endpoint string }
+
+// String is what people are told.
+func (s subject) String() string {
+	if s.endpoint != "" {
+		return "endpoint " + short(s.endpoint)
+	}
+	return "network " + short(s.network)
+}
+
+// fields are what logs have of it.
+func (s subject) fields() logrus.Fields {
+	f := make(logrus.Fields)
+	for key, id := range map[string]string{cli.FieldNetwork: s.network, cli.FieldEndpoint: s.endpoint} {
+		if id != "" {
+			f[key] = id
+		}
+	}
+	return f
+}
+
 // do runs f for one request and measures it. Its error is what people see: it says whose it is.
-func (d *driver) do(request, object string, f func() error) error {
+func (d *driver) do(request string, about subject, f func() error) error {
 	began := time.Now()
 	err := f()
 	took := time.Since(began)
 	d.metrics.request(request, took, err)
-	entry := d.log.WithFields(logrus.Fields{"request": request, "object": object, "took": took.Round(time.Microsecond)})
+	entry := d.log.WithFields(about.fields()).WithFields(logrus.Fields{cli.FieldRequest: request, cli.FieldTook: took.Round(time.Microsecond).String()})
 	if err == nil {
 		entry.Debug("done")
 		return nil
 	}
-	entry.Error(err)
-	return errors.New(strings.ReplaceAll(fmt.Sprintf("sidegate: %s: %v", object, err), "\n", "; "))
+	entry.WithError(err).Error("the request has failed, and Docker shows it to who made it: see error for what to do")
+	return errors.New(strings.ReplaceAll(fmt.Sprintf("sidegate: %s: %v", about, err), "\n", "; "))
 }
 
 // GetCapabilities says that networks are this machine's.
@@ -101,7 +124,7 @@ func (d *driver) EndpointInfo(*libnetwork.InfoRequest) (*libnetwork.InfoResponse
 
 // CreateNetwork makes a bridge with the network's gateways, and its rules.
 func (d *driver) CreateNetwork(r *libnetwork.CreateNetworkRequest) error {
-	return d.do("CreateNetwork", "network "+short(r.NetworkID), func() error {
+	return d.do("CreateNetwork", subject{network: r.NetworkID}, func() error {
 		n, err := parseNetwork(r)
 		if err != nil {
 			return err
@@ -151,7 +174,7 @@ func (d *driver) apply() error {
 
 // DeleteNetwork removes what CreateNetwork made.
 func (d *driver) DeleteNetwork(r *libnetwork.DeleteNetworkRequest) error {
-	return d.do("DeleteNetwork", "network "+short(r.NetworkID), func() error {
+	return d.do("DeleteNetwork", subject{network: r.NetworkID}, func() error {
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		return d.deleteNetwork(r.NetworkID)
@@ -178,7 +201,8 @@ func (d *driver) networkOf(id string) (*network, error) {
 	}
 	n, err := d.memory.recall(id)
 	if err != nil {
-		d.log.WithField("object", "network "+short(id)).Warnf("asking Docker instead: %v", err)
+		d.log.WithFields(subject{network: id}.fields()).WithField(cli.FieldPath, d.config.dataDir).WithError(err).
+			Warn("what was remembered of the network cannot be read, Docker is asked instead: see error, and repair the directory")
 	}
 	if n == nil {
 		if n, err = d.askNetwork(id); err != nil {
@@ -211,7 +235,7 @@ func (d *driver) askNetwork(id string) (*network, error) {
 
 // CreateEndpoint makes a veth pair whose end on the host lets nothing through.
 func (d *driver) CreateEndpoint(r *libnetwork.CreateEndpointRequest) (answer *libnetwork.CreateEndpointResponse, err error) {
-	err = d.do("CreateEndpoint", "endpoint "+short(r.EndpointID), func() error {
+	err = d.do("CreateEndpoint", subject{network: r.NetworkID, endpoint: r.EndpointID}, func() error {
 		e, err := parseEndpoint(r)
 		if err != nil {
 			return err
@@ -281,7 +305,7 @@ func (e *endpoint) addrs() (list []netip.Addr) {
 
 // DeleteEndpoint removes what CreateEndpoint made.
 func (d *driver) DeleteEndpoint(r *libnetwork.DeleteEndpointRequest) error {
-	return d.do("DeleteEndpoint", "endpoint "+short(r.EndpointID), func() error {
+	return d.do("DeleteEndpoint", subject{network: r.NetworkID, endpoint: r.EndpointID}, func() error {
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		return d.deleteEndpoint(r.EndpointID)
@@ -329,7 +353,7 @@ func (d *driver) podOf(e *endpoint) uint64 {
 // Join gives a container its end. Where its process is there already, and has not run (Docker 28 and later), it is
 // registered now if it asks for that; the endpoint opens when it is. Older Docker tells of the process when it runs.
 func (d *driver) Join(r *libnetwork.JoinRequest) (answer *libnetwork.JoinResponse, err error) {
-	err = d.do("Join", "endpoint "+short(r.EndpointID), func() error {
+	err = d.do("Join", subject{network: r.NetworkID, endpoint: r.EndpointID}, func() error {
 		n, err := d.networkOf(r.NetworkID)
 		if err != nil {
 			return err
@@ -363,7 +387,7 @@ func (d *driver) Join(r *libnetwork.JoinRequest) (answer *libnetwork.JoinRespons
 
 // Leave closes an endpoint. libnetwork takes the device out of the container next.
 func (d *driver) Leave(r *libnetwork.LeaveRequest) error {
-	return d.do("Leave", "endpoint "+short(r.EndpointID), func() error {
+	return d.do("Leave", subject{network: r.NetworkID, endpoint: r.EndpointID}, func() error {
 		d.mu.Lock()
 		e := d.endpoints[r.EndpointID]
 		d.mu.Unlock()
@@ -377,7 +401,7 @@ func (d *driver) Leave(r *libnetwork.LeaveRequest) error {
 
 // ProgramExternalConnectivity publishes ports.
 func (d *driver) ProgramExternalConnectivity(r *libnetwork.ProgramExternalConnectivityRequest) error {
-	return d.do("ProgramExternalConnectivity", "endpoint "+short(r.EndpointID), func() error {
+	return d.do("ProgramExternalConnectivity", subject{network: r.NetworkID, endpoint: r.EndpointID}, func() error {
 		bindings, err := parseBindings(r.Options)
 		if err != nil || len(bindings) == 0 {
 			return err
@@ -400,7 +424,7 @@ func (d *driver) ProgramExternalConnectivity(r *libnetwork.ProgramExternalConnec
 
 // RevokeExternalConnectivity takes the published ports back.
 func (d *driver) RevokeExternalConnectivity(r *libnetwork.RevokeExternalConnectivityRequest) error {
-	return d.do("RevokeExternalConnectivity", "endpoint "+short(r.EndpointID), func() error {
+	return d.do("RevokeExternalConnectivity", subject{network: r.NetworkID, endpoint: r.EndpointID}, func() error {
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		return d.unpublish(r.EndpointID)

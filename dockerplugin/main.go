@@ -9,18 +9,15 @@ package main
 import (
 	"cmp"
 	"context"
-	"errors"
-	"flag"
 	"fmt"
-	"io"
 	"os"
-	"os/signal"
 	"path/filepath"
-	"syscall"
 
 	"github.com/sirupsen/logrus"
+	"github.com/spf13/cobra"
 
 	"sidegate/cgroups"
+	"sidegate/observe/cli"
 	"sidegate/policy"
 )
 
@@ -36,74 +33,76 @@ type config struct {
 	stateDir  string
 	dataDir   string
 	metrics   string
-	logLevel  string
-	verbose   bool
-	version   bool
+	log       cli.Log
 }
 
-type usageError struct{ error }
+func main() { cli.Main(newRoot(run)) }
 
-func parseConfig(args []string, stderr io.Writer) (config, error) {
-	c := config{stateDir: cgroups.StateDir()}
-	dir := os.Getenv(policy.DirEnv)
-	if dir == "" {
-		dir = policy.DefaultDir
+// newRoot is the command line, which calls run with what it says.
+func newRoot(run func(context.Context, config, *logrus.Logger) error) *cobra.Command {
+	var c config
+	root := &cobra.Command{
+		Use:   "sidegate-docker",
+		Short: "A network driver of Docker that enforces containers",
+		Long: `Serves Docker as a network driver: bridges, addresses and published ports as Docker's own bridge driver has them, and containers that
+are enforced as their labels ask. Start it before Docker, as a service or as a managed plugin.
+
+What is enforced does not depend on it: it may be killed and started again at any time. While it is away, containers on its networks
+do not start.`,
+		Example: `  sidegate-docker --metrics-address 127.0.0.1:9465 &
+  docker network create -d sidegate mesh
+  docker run -d --name shop --network mesh --label sidegate/role=app my-app`,
 	}
-	f := flag.NewFlagSet("sidegate-docker", flag.ContinueOnError)
-	f.SetOutput(stderr)
+	f := root.Flags()
 	f.StringVar(&c.socket, "socket", "/run/docker/plugins/sidegate.sock", "`socket` to serve; its name is the driver's")
 	f.StringVar(&c.docker, "docker-socket", "/run/docker.sock", "Docker's `socket`")
 	f.StringVar(&c.pidFile, "docker-pid-file", "/run/docker.pid", "Docker's `file` of its process id")
-	f.StringVar(&c.policyDir, "policy-dir", dir, "`directory` of policies")
+	f.StringVar(&c.policyDir, "policy-dir", "", "`directory` of policies (default: $"+policy.DirEnv+", or "+policy.DefaultDir+")")
 	f.StringVar(&c.dataDir, "data-dir", "/var/lib/sidegate/docker", "`directory` that keeps what networks are until the machine's next start")
-	f.StringVar(&c.metrics, "metrics-address", os.Getenv(metricsEnv), "serve /metrics, /healthz and /readyz on this `address`, such as 127.0.0.1:9465 (default: do not)")
-	f.StringVar(&c.logLevel, "log-level", cmp.Or(os.Getenv(logLevelEnv), "info"), "`level` of what is logged: error, warning, info or debug")
-	f.BoolVar(&c.verbose, "verbose", false, "log each request, as -log-level debug does")
-	f.BoolVar(&c.version, "version", false, "print the version")
-	if err := f.Parse(args); err != nil {
-		return c, err
-	}
-	if f.NArg() > 0 {
-		return c, usageError{fmt.Errorf("unexpected argument %q", f.Arg(0))}
-	}
-	if _, err := logrus.ParseLevel(c.logLevel); err != nil {
-		return c, usageError{fmt.Errorf("-log-level, or %s: %w", logLevelEnv, err)}
-	}
-	for name, path := range map[string]string{"-socket": c.socket, "-docker-socket": c.docker, "-docker-pid-file": c.pidFile, "-policy-dir": c.policyDir, "-data-dir": c.dataDir} {
-		if !filepath.IsAbs(path) {
-			return c, usageError{fmt.Errorf("%s: %q is no absolute path", name, path)}
+	f.StringVar(&c.metrics, "metrics-address", "",
+		"serve /metrics, /healthz and /readyz on this `address`, such as 127.0.0.1:9465 (default: $"+metricsEnv+", or do not)")
+	cli.Daemon(root, version, &c.log, func(ctx context.Context, log *logrus.Logger) error {
+		c := c.complete()
+		if err := c.check(); err != nil {
+			return cli.Usage(err)
+		}
+		return run(ctx, c, log)
+	})
+	cli.AddSections(root, manSections)
+	return root
+}
+
+const manSections = `
+# FILES
+**/run/docker/plugins/sidegate.sock**
+:   where Docker looks for a driver named sidegate
+
+**/var/lib/sidegate/docker**
+:   what networks are, for the machine's next start
+
+**/etc/default/sidegate-docker**
+:   SIDEGATE_DOCKER_OPTIONS, for the systemd unit
+
+` + cli.ManEnvironment + `**SIDEGATE_METRICS_ADDRESS**
+:   what **--metrics-address** is, where that is not given
+
+` + cli.ManExitStatus + cli.ManLog
+
+// complete takes from the environment what no option says.
+func (c config) complete() config {
+	c.stateDir = cgroups.StateDir()
+	c.policyDir = cmp.Or(c.policyDir, os.Getenv(policy.DirEnv), policy.DefaultDir)
+	c.metrics = cmp.Or(c.metrics, os.Getenv(metricsEnv))
+	return c
+}
+
+func (c config) check() error {
+	for _, of := range []struct{ name, path string }{
+		{"socket", c.socket}, {"docker-socket", c.docker}, {"docker-pid-file", c.pidFile}, {"policy-dir", c.policyDir}, {"data-dir", c.dataDir},
+	} {
+		if !filepath.IsAbs(of.path) {
+			return fmt.Errorf("--%s: %q is no absolute path: write one that begins with /", of.name, of.path)
 		}
 	}
-	return c, nil
-}
-
-func main() {
-	c, err := parseConfig(os.Args[1:], os.Stderr)
-	switch {
-	case errors.Is(err, flag.ErrHelp):
-		return
-	case err != nil:
-		fmt.Fprintln(os.Stderr, "sidegate-docker:", err)
-		os.Exit(2)
-	case c.version:
-		fmt.Println("sidegate-docker", version)
-		return
-	}
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx, c, logrus.StandardLogger()); err != nil {
-		logrus.Error(err)
-		os.Exit(exitCode(err))
-	}
-}
-
-func exitCode(err error) int {
-	var usage usageError
-	switch {
-	case errors.As(err, &usage):
-		return 2
-	case errors.Is(err, cgroups.ErrUnsupported):
-		return 3
-	}
-	return 1
+	return nil
 }

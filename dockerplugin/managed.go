@@ -17,16 +17,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sidegate/cgroups"
+	"sidegate/observe/cli"
 )
 
 // A managed plugin (docker plugin create) is the same program in a container of Docker's, which has the host's network
 // and processes, but its own mounts. What differs is here; contrib/docker-plugin/config.json has what it is given.
 
-// What docker plugin set changes, as it does what is mounted.
-const (
-	logLevelEnv = "SIDEGATE_LOG_LEVEL"
-	metricsEnv  = "SIDEGATE_METRICS_ADDRESS"
-)
+// What docker plugin set changes, beside what is mounted and how it logs.
+const metricsEnv = "SIDEGATE_METRICS_ADDRESS"
 
 // logForDocker writes what Docker's log then has at its level: it takes what a plugin writes to its standard output for
 // information, and what it writes to its standard error for errors.
@@ -102,7 +100,7 @@ func (d *driver) openSandbox(key string) (*cgroups.Netns, error) {
 func (d *driver) dockerPID() (int, error) {
 	b, err := os.ReadFile(d.config.pidFile)
 	if err != nil {
-		return 0, fmt.Errorf("find Docker's process: %w: write its file as -docker-pid-file", err)
+		return 0, fmt.Errorf("find Docker's process: %w: write its file as --docker-pid-file", err)
 	}
 	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
 	if err != nil {
@@ -116,8 +114,8 @@ func (d *driver) dockerPID() (int, error) {
 func alone() (release func() error, err error) {
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: "@sidegate-docker", Net: "unix"})
 	if errors.Is(err, unix.EADDRINUSE) {
-		return nil, usageError{errors.New("another sidegate-docker runs, as a service or as a managed plugin: stop it " +
-			"(systemctl disable --now sidegate-docker, or docker plugin disable)")}
+		return nil, cli.Usage(errors.New("another sidegate-docker runs, as a service or as a managed plugin: stop it " +
+			"(systemctl disable --now sidegate-docker, or docker plugin disable)"))
 	}
 	if err != nil {
 		return nil, err

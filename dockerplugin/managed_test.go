@@ -3,7 +3,6 @@
 package main
 
 import (
-	"io"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -11,6 +10,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"sidegate/observe/cli"
 )
 
 // inOwn runs f on a thread with namespaces of its own, which ends with it.
@@ -79,7 +80,7 @@ func TestAlone(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		if _, err := alone(); err == nil || exitCode(err) != 2 || !strings.Contains(err.Error(), "docker plugin disable") {
+		if _, err := alone(); err == nil || cli.ExitCode(err) != cli.ExitUsage || !strings.Contains(err.Error(), "docker plugin disable") {
 			t.Errorf("another one: %v", err)
 		}
 		if err := release(); err != nil {
@@ -90,25 +91,4 @@ func TestAlone(t *testing.T) {
 		}
 		return release()
 	})
-}
-
-// A managed plugin has no command line of the user's, but an environment; an argument says it last.
-func TestConfigOfEnvironment(t *testing.T) {
-	t.Setenv(logLevelEnv, "")
-	t.Setenv(metricsEnv, "")
-	if c, err := parseConfig(nil, io.Discard); err != nil || c.logLevel != "info" || c.metrics != "" {
-		t.Errorf("of nothing: %+v, %v", c, err)
-	}
-	t.Setenv(logLevelEnv, "debug")
-	t.Setenv(metricsEnv, "127.0.0.1:1")
-	if c, err := parseConfig(nil, io.Discard); err != nil || c.logLevel != "debug" || c.metrics != "127.0.0.1:1" {
-		t.Errorf("of the environment: %+v, %v", c, err)
-	}
-	if c, err := parseConfig([]string{"-log-level", "error"}, io.Discard); err != nil || c.logLevel != "error" {
-		t.Errorf("of both: %+v, %v", c, err)
-	}
-	t.Setenv(logLevelEnv, "loud")
-	if _, err := parseConfig(nil, io.Discard); err == nil || exitCode(err) != 2 || !strings.Contains(err.Error(), logLevelEnv) {
-		t.Errorf("of what is no level: %v", err)
-	}
 }

@@ -18,20 +18,13 @@ import (
 
 	"sidegate/cgroups"
 	"sidegate/observe"
+	"sidegate/observe/cli"
 )
 
 // run serves until ctx ends.
 func run(ctx context.Context, c config, log *logrus.Logger) error {
 	if _, err := os.Stat(givenSysctls); err == nil {
 		logForDocker(log)
-	}
-	level, err := logrus.ParseLevel(c.logLevel)
-	if err != nil {
-		return usageError{err}
-	}
-	log.SetLevel(level)
-	if c.verbose {
-		log.SetLevel(max(level, logrus.DebugLevel))
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -63,19 +56,20 @@ func run(ctx context.Context, c config, log *logrus.Logger) error {
 	if c.metrics != "" {
 		ml, err := observe.Listen(c.metrics)
 		if err != nil {
-			return errors.Join(usageError{err}, l.Close())
+			return errors.Join(cli.Usage(err), l.Close())
 		}
-		log.Infof("serving metrics on %s", ml.Addr())
+		entry := log.WithField(cli.FieldAddress, ml.Addr().String())
+		entry.Info("serving metrics")
 		beside.Go(func() {
 			if err := observe.Serve(ctx, ml, m.registry, m.ready); err != nil {
-				log.Error(err)
+				entry.WithError(err).Error("no metrics and no health any more: restart sidegate-docker, containers do not depend on it")
 			}
 		})
 	}
 	beside.Go(func() { d.watch(ctx) })
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
-	log.Infof("serving Docker on %s", c.socket)
+	log.WithField(cli.FieldPath, c.socket).Info("serving Docker")
 	err = libnetwork.NewHandler(d).Serve(l)
 	if ctx.Err() != nil && (errors.Is(err, net.ErrClosed) || errors.Is(err, http.ErrServerClosed)) {
 		return nil
@@ -90,7 +84,7 @@ func listen(path string) (net.Listener, error) {
 	}
 	if c, err := net.Dial("unix", path); err == nil {
 		c.Close()
-		return nil, usageError{fmt.Errorf("another process serves %s: stop that, or write another -socket", path)}
+		return nil, cli.Usage(fmt.Errorf("another process serves %s: stop that, or write another --socket", path))
 	}
 	// Docker looks at the directory at any time: the socket is there when it is served.
 	tmp := path + ".new"

@@ -12,10 +12,10 @@ import (
 	"strings"
 
 	"github.com/goccy/go-yaml"
-	"github.com/sirupsen/logrus"
 
 	"sidegate/cgroups"
 	"sidegate/cgroups/ktls"
+	"sidegate/observe/cli"
 	"sidegate/policy"
 )
 
@@ -25,7 +25,7 @@ const hostRoot = "/proc/1/root"
 // defaultHook is where `make install` puts the hook.
 const defaultHook = "/usr/local/libexec/sidegate/sidegate-oci-hook"
 
-// config is what the plugin's YAML says: the file of -config, or of a plugin that the
+// config is what the plugin's YAML says: the file of --config, or of a plugin that the
 // runtime starts itself, /etc/nri/conf.d/10-sidegate.conf.
 type config struct {
 	// Hook is sidegate-oci-hook's path as the runtime sees it, which is not this
@@ -43,8 +43,9 @@ type config struct {
 	IgnoreNamespaces []string `yaml:"ignoreNamespaces"`
 	// Adopt says whether containers are taken over that ran before this plugin did.
 	Adopt bool `yaml:"adopt"`
-	// LogLevel is panic, fatal, error, warning, info, debug or trace.
-	LogLevel string `yaml:"logLevel"`
+	// LogLevel is panic, fatal, error, warning, info, debug or trace, LogFormat text or json. Options go before.
+	LogLevel  string `yaml:"logLevel"`
+	LogFormat string `yaml:"logFormat"`
 }
 
 // defaultConfig is what holds for what a file does not say.
@@ -53,7 +54,7 @@ func defaultConfig() config {
 	if dir == "" {
 		dir = policy.DefaultDir
 	}
-	return config{Hook: defaultHook, PolicyDir: dir, StateDir: cgroups.StateDir(), KTLSDir: ktls.HostDir(), Adopt: true, LogLevel: "info"}
+	return config{Hook: defaultHook, PolicyDir: dir, StateDir: cgroups.StateDir(), KTLSDir: ktls.HostDir(), Adopt: true}
 }
 
 // parseConfig reads a configuration strictly; an error has line and column. name is
@@ -84,8 +85,10 @@ func (c *config) check() error {
 	if c.HookTimeout < 0 {
 		errs = append(errs, fmt.Errorf("hookTimeoutSeconds: %d is negative: write 0 for none", c.HookTimeout))
 	}
-	if _, err := logrus.ParseLevel(c.LogLevel); err != nil {
-		errs = append(errs, fmt.Errorf("logLevel: %w", err))
+	for key, err := range map[string]error{"logLevel": cli.CheckLevel(c.LogLevel), "logFormat": cli.CheckFormat(c.LogFormat)} {
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", key, err))
+		}
 	}
 	slices.SortFunc(errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
 	return errors.Join(errs...)

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"io"
 	"strings"
 	"testing"
 )
@@ -21,25 +20,14 @@ func TestParseConfig(t *testing.T) {
 		"hook: /x\nadopt: perhaps\n":            "x.yaml: [2:8]",
 		"hook: x\n":                             `x.yaml: hook: "x" is no absolute path`,
 		"hookTimeoutSeconds: -1\n":              "hookTimeoutSeconds: -1 is negative",
-		"logLevel: loud\n":                      "logLevel: not a valid logrus Level",
+		"logLevel: loud\n":                      `logLevel: "loud" is no level: write trace, debug`,
+		"logFormat: xml\n":                      `logFormat: "xml" is no format: write text or json`,
 		"policyDir: \"\"\nstateDir: relative\n": `policyDir: "" is no absolute path`,
 		"ktlsDir: share\n":                      `ktlsDir: "share" is no absolute path`,
 		"hook: [\n":                             "x.yaml: [1:",
 	} {
 		if _, err := parseConfig("x.yaml", []byte(text)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: error is %v, want %q", text, err, want)
-		}
-	}
-}
-
-func TestParseOptions(t *testing.T) {
-	o, err := parseOptions([]string{"-idx", "20", "-socket-path", "/run/n.sock", "-verbose", "-name=gate", "-metrics-address", ":1"}, io.Discard)
-	if err != nil || o.idx != "20" || o.socket != "/run/n.sock" || !o.verbose || o.name != "gate" || o.metrics != ":1" {
-		t.Errorf("got %+v, %v", o, err)
-	}
-	for _, args := range [][]string{{"-unknown"}, {"word"}, {"-verbose=perhaps"}} {
-		if _, err := parseOptions(args, io.Discard); err == nil {
-			t.Errorf("%q: no error", args)
 		}
 	}
 }

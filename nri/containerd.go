@@ -22,6 +22,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"sidegate/cgroups"
+	"sidegate/observe/cli"
 	"sidegate/policy"
 )
 
@@ -36,6 +37,14 @@ const nerdctlName = "nerdctl/name"
 // and the program has not, and started.
 func containerdTopics() []string {
 	return []string{`topic=="/tasks/create"`, `topic=="/tasks/start"`, `topic=="/tasks/delete"`}
+}
+
+const notAdopted = "a container could not be taken over: correct what error says, and start it again"
+
+// containerdFields are those of a message about a container of which its id is known: of containerd's own namespaces, which
+// are no pods.
+func containerdFields(namespace, id string) logrus.Fields {
+	return logrus.Fields{cli.FieldPod: namespace + "/" + id, cli.FieldContainerID: id}
 }
 
 // watchContainerd takes over containers that NRI says nothing of, until ctx ends. With
@@ -53,7 +62,8 @@ func (p *plugin) watchContainerd(ctx context.Context, address string) {
 		}
 		if text := fmt.Sprint(err); text != said {
 			said = text
-			p.log.WithField("object", address).Warnf("containerd's events, trying again: %v", err)
+			p.log.WithField(cli.FieldPath, address).WithField(logrus.ErrorKey, text).
+				Warn("containerd's events do not come, trying again: containers outside of CRI that start without the runtime wrapper are open until then")
 		}
 		select {
 		case <-ctx.Done():
@@ -87,7 +97,8 @@ func (p *plugin) followContainerd(ctx context.Context, address string) error {
 			}
 			event, err := typeurl.UnmarshalAny(e.Event)
 			if err != nil {
-				p.log.WithField("object", e.Topic).Errorf("containerd's event: %v", err)
+				p.log.WithFields(logrus.Fields{cli.FieldPath: address, cli.FieldRequest: e.Topic}).WithError(err).
+					Error("an event of containerd cannot be read: if a container started with it, start it again by the runtime wrapper")
 				continue
 			}
 			p.containerdEvent(namespaces.WithNamespace(ctx, e.Namespace), c, e.Namespace, event)
@@ -108,7 +119,8 @@ func (p *plugin) containerdEvent(ctx context.Context, c *client.Client, namespac
 			return
 		}
 		if err := p.kernel.forget(p.config.Load(), e.ContainerID); err != nil {
-			p.log.WithField("object", namespace+"/"+e.ContainerID).Error(err)
+			p.log.WithFields(containerdFields(namespace, e.ContainerID)).WithError(err).
+				Error("a container that has ended is not forgotten: the next one that ends tries again")
 		}
 		p.collectSoon()
 		return
@@ -123,7 +135,7 @@ func (p *plugin) containerdEvent(ctx context.Context, c *client.Client, namespac
 		err = p.adoptContainerd(namespace, info, int(pid))
 	}
 	if err != nil {
-		p.log.WithField("object", namespace+"/"+id).Error(err)
+		p.log.WithFields(containerdFields(namespace, id)).WithError(err).Error(notAdopted)
 	}
 }
 
@@ -152,7 +164,7 @@ func (p *plugin) listContainerd(ctx context.Context, c *client.Client) error {
 		}
 		for _, info := range list {
 			if err := p.adoptContainerd(namespace, info, pids[info.ID]); err != nil {
-				p.log.WithField("object", namespace+"/"+info.ID).Error(err)
+				p.log.WithFields(containerdFields(namespace, info.ID)).WithError(err).Error(notAdopted)
 			}
 		}
 	}
@@ -211,10 +223,10 @@ func (p *plugin) adoptContainerd(namespace string, info containers.Container, pi
 	}
 	if !got.Already {
 		p.metrics.adoption("adopted")
-		entry := p.log.WithFields(logrus.Fields{"object": one.name, "role": what.role, "sockets": got.Sockets, "left": got.Left})
+		entry := p.log.WithFields(adoptedFields(one, what, got))
 		entry.Info("took over a container that has no hook: run it by the runtime wrapper to have it from the start")
 		if err := checkKTLS(what); err != nil {
-			entry.Warn(err)
+			entry.WithError(err).Warn(noKTLS)
 		}
 	}
 	return nil

@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"cmp"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"io/fs"
@@ -16,9 +15,11 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
 	"sidegate/cgroups/ktls"
+	"sidegate/observe/cli"
 	"sidegate/policy"
 )
 
@@ -43,44 +44,44 @@ type installOptions struct {
 	ktls      string
 }
 
-func parseInstallOptions(args []string, stderr io.Writer) (installOptions, error) {
+func newInstall() *cobra.Command {
 	var o installOptions
-	f := flag.NewFlagSet("sidegate-nri install", flag.ContinueOnError)
-	f.SetOutput(stderr)
+	cmd := &cobra.Command{
+		Use:   "install --to DIRECTORY",
+		Short: "Put the hook, the command and policies where a node's runtime finds them",
+		Long: `Copies sidegate-oci-hook and sidegate, and policies and files for kTLS if asked to, and prints what it changed. It may be run again,
+and be killed, at any time: a file is the old or the new one, whole. Nothing is changed if a policy has a fault.
+
+It is for an image whose container has directories of the node mounted; make install does the same on a machine.`,
+		Example: `  sidegate-nri install --to /opt/sidegate/bin --policies /config/policies --policy-dir /etc/sidegate/policies`,
+		Args:    cli.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return install(o, cmd.OutOrStdout())
+		},
+	}
+	f := cmd.Flags()
 	f.StringVar(&o.from, "from", "", "`directory` of sidegate-oci-hook and sidegate (default: this program's own)")
 	f.StringVar(&o.to, "to", "", "`directory` to copy them to, as the runtime sees it; the configuration's hook is in it")
 	f.StringVar(&o.policies, "policies", "", "`directory` of policies to copy, such as a mounted ConfigMap (default: copy none)")
 	f.StringVar(&o.policyDir, "policy-dir", policy.DefaultDir, "`directory` to copy them to, as the hook sees it")
 	f.StringVar(&o.ktls, "ktls", "", "`directory` to copy the files to that containers mount for kTLS, as the runtime sees it; the configuration's ktlsDir (default: copy none)")
-	if err := f.Parse(args); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			return o, err
-		}
-		return o, usageError{err}
-	}
-	switch {
-	case f.NArg() > 0:
-		return o, usageError{fmt.Errorf("unexpected argument %q", f.Arg(0))}
-	case o.to == "":
-		return o, usageError{errors.New("install: -to is missing: write the directory of the host that the hook is to be in")}
-	}
-	if o.from == "" {
-		self, err := os.Executable()
-		if err != nil {
-			return o, fmt.Errorf("find this program: %w", err)
-		}
-		o.from = filepath.Dir(self)
-	}
-	return o, nil
+	f.SortFlags = false
+	return cmd
 }
 
 // install puts the programs, and policies, where the runtime and its hooks find them, and
 // says what it changed. It may be run again, and be killed, at any time: a file is the old
 // or the new one, whole. It changes nothing if a policy has a fault.
-func install(args []string, stdout, stderr io.Writer) error {
-	o, err := parseInstallOptions(args, stderr)
-	if err != nil {
-		return err
+func install(o installOptions, stdout io.Writer) error {
+	if o.to == "" {
+		return cli.Usage(errors.New("install: --to is missing: write the directory of the host that the hook is to be in"))
+	}
+	if o.from == "" {
+		self, err := os.Executable()
+		if err != nil {
+			return fmt.Errorf("find this program: %w", err)
+		}
+		o.from = filepath.Dir(self)
 	}
 	if o.policies != "" {
 		if err := checkPolicies(o.policies, o.policyDir); err != nil {
@@ -119,7 +120,7 @@ func installPrograms(o installOptions, stdout io.Writer) (err error) {
 	for _, name := range installed() {
 		program, err := os.ReadFile(filepath.Join(o.from, name))
 		if errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("%w: it has to be beside sidegate-nri, or where -from says", err)
+			return fmt.Errorf("%w: it has to be beside sidegate-nri, or where --from says", err)
 		}
 		if err != nil {
 			return err
@@ -141,7 +142,7 @@ func installKTLS(o installOptions, stdout io.Writer) (err error) {
 	for _, name := range ktls.Files() {
 		text, err := os.ReadFile(filepath.Join(o.from, "ktls", name))
 		if errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("%w: it has to be in ktls beside sidegate-nri, or where -from says", err)
+			return fmt.Errorf("%w: it has to be in ktls beside sidegate-nri, or where --from says", err)
 		}
 		if err != nil {
 			return err

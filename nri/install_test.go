@@ -83,8 +83,8 @@ func (s *site) configure(files map[string]string) {
 
 func (s *site) install() (string, error) {
 	s.Helper()
-	var stdout, stderr bytes.Buffer
-	err := install([]string{"-from", s.from, "-to", s.to, "-policies", s.policies, "-policy-dir", s.policyDir}, &stdout, &stderr)
+	var stdout bytes.Buffer
+	err := install(installOptions{from: s.from, to: s.to, policies: s.policies, policyDir: s.policyDir}, &stdout)
 	return stdout.String(), err
 }
 
@@ -195,8 +195,8 @@ func TestInstallKTLS(t *testing.T) {
 	s := newSite(t)
 	to := filepath.Join(filepath.Dir(s.to), "ktls")
 	run := func() (string, error) {
-		var stdout, stderr bytes.Buffer
-		err := install([]string{"-from", s.from, "-to", s.to, "-ktls", to}, &stdout, &stderr)
+		var stdout bytes.Buffer
+		err := install(installOptions{from: s.from, to: s.to, ktls: to}, &stdout)
 		return stdout.String(), err
 	}
 	if _, err := run(); err == nil || !strings.Contains(err.Error(), "ktls/openssl.cnf: no such file or directory: it has to be in ktls beside sidegate-nri") {
@@ -338,11 +338,5 @@ func TestInstallErrors(t *testing.T) {
 	s.policies = filepath.Join(s.policies, "nowhere")
 	if _, err := s.install(); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("policies that are not there: %v", err)
-	}
-	for _, args := range [][]string{nil, {"-to", "/x", "more"}, {"-no-such"}} {
-		var usage usageError
-		if err := install(args, &bytes.Buffer{}, &bytes.Buffer{}); !errors.As(err, &usage) {
-			t.Errorf("install %q: %v", args, err)
-		}
 	}
 }

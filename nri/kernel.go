@@ -11,6 +11,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"sidegate/cgroups"
+	"sidegate/observe/cli"
 	"sidegate/policy"
 )
 
@@ -54,7 +55,8 @@ func (k *kernel) load(dir string) (map[string]*policy.PodPolicy, error) {
 		return nil, err
 	}
 	for what, err := range broken {
-		k.log.WithField("object", what).Errorf("a policy has a fault, what was read before holds: %v", err)
+		k.log.WithField(cli.FieldPath, what).WithError(err).
+			Error("a policy has a fault, and what was read before holds: correct the file")
 	}
 	if len(broken) > 0 {
 		// So that a slip of the pen leaves no pod alone that a policy selects. Which policy a
@@ -124,7 +126,7 @@ func (k *kernel) manage(c *config, one *pod) error {
 			wanted = p.Metadata.Name
 		}
 		what := cgroups.Container{Role: policy.RoleNone} // no role to find
-		if err := k.choose(s, c, ns, wanted, &what); err != nil {
+		if err := k.choose(s, c, one, ns, wanted, &what); err != nil {
 			return err
 		}
 		if err := s.Manage(ns, &cgroups.PodSpec{Pod: one.name, Policy: what.Policy, PolicyName: what.PolicyName, Source: what.Source}); err != nil {
@@ -135,10 +137,11 @@ func (k *kernel) manage(c *config, one *pod) error {
 	})
 }
 
-func (k *kernel) choose(s *cgroups.Store, c *config, ns *cgroups.Netns, wanted string, what *cgroups.Container) error {
+func (k *kernel) choose(s *cgroups.Store, c *config, one *pod, ns *cgroups.Netns, wanted string, what *cgroups.Container) error {
 	warning, err := cgroups.ChoosePolicy(s, c.PolicyDir, ns, wanted, nil, what)
 	if warning != "" {
-		k.log.Warn(warning)
+		k.log.WithFields(one.subject(what.Name, what.ID).fields()).WithFields(logrus.Fields{cli.FieldPolicy: wanted, logrus.ErrorKey: warning}).
+			Warn("the policy stays as it is in force: correct its file, or put it back")
 	}
 	return err
 }
@@ -160,7 +163,7 @@ func (k *kernel) in(c *config, one *pod, what container, f func(*cgroups.Store, 
 			ID: what.id, Name: what.name, Pod: one.name, Runtime: what.runtime, Role: what.role, PID: what.pid, Capabilities: capabilities,
 			Splice: what.splice,
 		}
-		if err := k.choose(s, c, ns, one.policy, of); err != nil {
+		if err := k.choose(s, c, one, ns, one.policy, of); err != nil {
 			return err
 		}
 		return f(s, ns, of)

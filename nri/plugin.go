@@ -18,6 +18,7 @@ import (
 
 	"sidegate/cgroups"
 	"sidegate/cgroups/ktls"
+	"sidegate/observe/cli"
 	"sidegate/policy"
 )
 
@@ -30,7 +31,7 @@ type plugin struct {
 	pods    pods
 
 	config  atomic.Pointer[config]
-	fromCLI bool                   // the configuration is -config's, whatever the runtime sends
+	options options
 	runtime atomic.Pointer[string] // as it calls itself
 	// limit is how long a request may take: a part of what the runtime waits for
 	// before it goes on without this plugin.
@@ -41,8 +42,8 @@ type plugin struct {
 	collecting chan struct{} // holds a value while somebody is about to do the latter
 }
 
-func newPlugin(c config, fromCLI bool, m *metrics, log *logrus.Logger) *plugin {
-	p := &plugin{log: log, metrics: m, fromCLI: fromCLI, configured: make(chan struct{}, 1), catching: make(chan struct{}, 1), collecting: make(chan struct{}, 1)}
+func newPlugin(c config, o options, m *metrics, log *logrus.Logger) *plugin {
+	p := &plugin{log: log, metrics: m, options: o, configured: make(chan struct{}, 1), catching: make(chan struct{}, 1), collecting: make(chan struct{}, 1)}
 	p.kernel.log = log
 	p.pods.reset()
 	p.config.Store(&c)
@@ -62,7 +63,7 @@ func (p *plugin) setLimit(timeout time.Duration) {
 // fails the request; an answer that is late costs the plugin its connection, and the
 // runtime goes on without it. What f does then ends by itself: all of it may be done
 // twice.
-func (p *plugin) do(event, object string, f func() error) error {
+func (p *plugin) do(event string, about subject, f func() error) error {
 	began := time.Now()
 	limit := time.Duration(p.limit.Load())
 	done := make(chan error, 1)
@@ -75,21 +76,24 @@ func (p *plugin) do(event, object string, f func() error) error {
 	}
 	took := time.Since(began)
 	p.metrics.request(event, took, err)
-	entry := p.log.WithFields(logrus.Fields{"event": event, "object": object, "took": took.Round(time.Microsecond)})
+	entry := p.log.WithFields(about.fields()).WithFields(logrus.Fields{cli.FieldRequest: event, cli.FieldTook: took.Round(time.Microsecond).String()})
 	if err == nil {
 		entry.Debug("done")
 		return nil
 	}
-	entry.Error(err)
+	entry.WithError(err).Error("the request has failed, and the runtime is told so: see error for what to do")
 	// One line, as the runtime shows it to people.
-	return errors.New(strings.ReplaceAll(fmt.Sprintf("sidegate: %s: %v", object, err), "\n", "; "))
+	return errors.New(strings.ReplaceAll(fmt.Sprintf("sidegate: %s: %v", about, err), "\n", "; "))
 }
 
 // Configure is the first request. text is the file in /etc/nri/conf.d of a plugin that
 // the runtime starts itself, else empty.
 func (p *plugin) Configure(_ context.Context, text, runtime, version string) (api.EventMask, error) {
-	if text != "" && !p.fromCLI {
+	if text != "" && p.options.config == "" {
 		c, err := parseConfig("configuration from the runtime", []byte(text))
+		if err == nil {
+			err = p.options.log.Default(p.log, c.LogLevel, c.LogFormat)
+		}
 		if err != nil {
 			return 0, err
 		}
@@ -97,8 +101,10 @@ func (p *plugin) Configure(_ context.Context, text, runtime, version string) (ap
 	}
 	p.runtime.Store(&runtime)
 	p.log.Infof("connected to %s %s", runtime, version)
-	if err := p.config.Load().checkHook(); err != nil {
-		p.log.Error(err)
+	c := p.config.Load()
+	if err := c.checkHook(); err != nil {
+		p.log.WithField(cli.FieldPath, c.Hook).WithError(err).
+			Error("no container of a managed pod starts: the hook has to be installed, see error")
 	}
 	select {
 	case p.configured <- struct{}{}:
@@ -117,6 +123,8 @@ func (p *plugin) Synchronize(_ context.Context, sandboxes []*api.PodSandbox, con
 	for _, s := range sandboxes {
 		if err := p.know(s); err != nil {
 			p.metrics.adoption("refused")
+			p.log.WithFields(podSubject(s).fields()).WithError(err).
+				Error("a pod that ran before is left as it is: correct what error says, and create it again")
 			errs = append(errs, fmt.Errorf("pod %s: %w", podName(s), err))
 		}
 	}
@@ -143,16 +151,19 @@ func (p *plugin) catchUp(todo []*pod, errs []error) {
 	for _, one := range todo {
 		one.mu.Lock()
 		if err := p.manage(one); err != nil {
+			p.log.WithFields(one.subject("", "").fields()).WithError(err).
+				Error("a pod that ran before could not be taken over, all of it: what was not has no network; correct what error says, and start it again")
 			errs = append(errs, fmt.Errorf("pod %s: %w", one.name, err))
 		}
 		one.mu.Unlock()
 	}
-	n, err := p.kernel.collect(p.config.Load())
-	if err = errors.Join(append(errs, err)...); err != nil {
-		p.log.Errorf("synchronize: %v", err)
+	c := p.config.Load()
+	n, err := p.kernel.collect(c)
+	if err != nil {
+		p.notCollected(c, err)
 	}
 	p.log.Infof("synchronized: %d pods are managed; forgot %d containers and %d pods that had ended", len(todo), n.Containers, n.Pods)
-	p.metrics.synchronized(err)
+	p.metrics.synchronized(errors.Join(append(errs, err)...))
 }
 
 // know reads what a pod asks for and remembers it.
@@ -185,7 +196,8 @@ func (p *plugin) know(s *api.PodSandbox) error {
 			return errors.New("it shares the host's network namespace, which cannot be enforced: " +
 				"give it a network of its own (hostNetwork: false), or take its sidegate/ labels and annotations away")
 		}
-		p.log.WithField("object", one.name).Warnf("belongs to a mesh (%s), but shares the host's network: it is left alone", one.request.Mesh)
+		p.log.WithFields(one.subject("", "").fields()).
+			Warnf("belongs to a mesh (%s), but shares the host's network: it is left alone; give it hostNetwork: false to have it enforced", one.request.Mesh)
 		wants = false
 	}
 	if one.netns == "" {
@@ -242,12 +254,25 @@ func (p *plugin) adopt(c *config, one *pod, running *api.Container) error {
 		return err
 	}
 	p.metrics.adoption("adopted")
-	entry := p.log.WithFields(logrus.Fields{"object": one.name + "/" + what.name, "role": what.role, "sockets": got.Sockets, "left": got.Left})
+	entry := p.log.WithFields(adoptedFields(one, what, got))
 	entry.Info("took over a container that ran already")
 	if err := checkKTLS(what); err != nil {
-		entry.Warn(err)
+		entry.WithError(err).Warn(noKTLS)
 	}
 	return nil
+}
+
+// noKTLS is what it means that a container has no configuration for kTLS.
+const noKTLS = "it hands over no keys, and its TLS connections are refused where its policy asks for them: see error for what to do"
+
+// adoptedFields are those of a message about a container that was taken over.
+func adoptedFields(one *pod, what container, got cgroups.Adopted) logrus.Fields {
+	f := one.subject(what.name, what.id).fields()
+	f[cli.FieldRole], f[cli.FieldSockets], f[cli.FieldLeft] = what.role.String(), got.Sockets, got.Left
+	if one.policy != "" {
+		f[cli.FieldPolicy] = one.policy
+	}
+	return f
 }
 
 // container is one of a managed pod, with what was decided for it.
@@ -290,7 +315,7 @@ func (p *plugin) decide(c *config, one *pod, told *api.Container) (container, er
 // RunPodSandbox closes the pod's network namespace, in which nothing runs yet but a pause
 // process.
 func (p *plugin) RunPodSandbox(_ context.Context, s *api.PodSandbox) error {
-	return p.do("RunPodSandbox", "pod "+podName(s), func() error {
+	return p.do("RunPodSandbox", podSubject(s), func() error {
 		p.pods.remove(s.GetId())
 		one, err := p.podOf(s)
 		if err != nil {
@@ -308,7 +333,7 @@ func (p *plugin) RunPodSandbox(_ context.Context, s *api.PodSandbox) error {
 // what was decided here.
 func (p *plugin) CreateContainer(_ context.Context, s *api.PodSandbox, told *api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate, error) {
 	answer := make(chan *api.ContainerAdjustment, 1) // not a variable: f may outlive the request
-	err := p.do("CreateContainer", containerName(s, told), func() error {
+	err := p.do("CreateContainer", containerSubject(s, told), func() error {
 		adjust, err := p.create(s, told)
 		answer <- adjust
 		return err
@@ -363,7 +388,7 @@ func (p *plugin) create(s *api.PodSandbox, told *api.Container) (*api.ContainerA
 			a.SetLinuxSeccompPolicy(profile)
 		}
 		if why != "" {
-			p.log.WithField("object", one.name+"/"+what.name).Debugf("is not accelerated: %s", why)
+			p.log.WithFields(one.subject(what.name, what.id).fields()).Debugf("is not accelerated: %s", why)
 		}
 	}
 	return a, nil
@@ -407,7 +432,7 @@ func adjustment(c *config, one *pod, what container) *api.ContainerAdjustment {
 // its program. Who is not registered now, because this plugin was away when it was
 // created, is registered here, or does not start.
 func (p *plugin) StartContainer(_ context.Context, s *api.PodSandbox, told *api.Container) error {
-	return p.do("StartContainer", containerName(s, told), func() error {
+	return p.do("StartContainer", containerSubject(s, told), func() error {
 		one, err := p.podOf(s)
 		if err != nil {
 			return err
@@ -436,7 +461,8 @@ func (p *plugin) StartContainer(_ context.Context, s *api.PodSandbox, told *api.
 		}
 		if err == nil && !already {
 			p.metrics.adoption("attached")
-			p.log.WithField("object", one.name+"/"+what.name).Warn("had no hook when it was created: attached before its program starts")
+			p.log.WithFields(one.subject(what.name, what.id).fields()).
+				Warn("had no hook when it was created: attached before its program starts; with required_plugins nothing is created while this plugin is away")
 		}
 		return err
 	})
@@ -454,7 +480,7 @@ func (p *plugin) RemoveContainer(_ context.Context, s *api.PodSandbox, told *api
 }
 
 func (p *plugin) forget(event string, s *api.PodSandbox, told *api.Container) error {
-	return p.do(event, containerName(s, told), func() error {
+	return p.do(event, containerSubject(s, told), func() error {
 		one := p.pods.get(told.GetPodSandboxId())
 		if one == nil {
 			return nil // Synchronize collects
@@ -487,7 +513,7 @@ func (p *plugin) RemovePodSandbox(_ context.Context, s *api.PodSandbox) error {
 }
 
 func (p *plugin) end(event string, s *api.PodSandbox) error {
-	return p.do(event, "pod "+podName(s), func() error {
+	return p.do(event, podSubject(s), func() error {
 		one := p.pods.get(s.GetId())
 		if one == nil || !one.managed {
 			return nil
@@ -521,11 +547,11 @@ func (p *plugin) collectSoon() {
 			case <-p.collecting:
 			default:
 			}
-			gone := p.pods.ended()
-			n, err := p.kernel.collect(p.config.Load())
+			gone, c := p.pods.ended(), p.config.Load()
+			n, err := p.kernel.collect(c)
 			<-p.catching
 			if err != nil {
-				p.log.Errorf("forgetting what has ended: %v", err)
+				p.notCollected(c, err)
 			}
 			if gone = p.pods.collected(gone, n.Left); len(gone) == 0 {
 				return
@@ -537,6 +563,7 @@ func (p *plugin) collectSoon() {
 	}()
 }
 
-func containerName(s *api.PodSandbox, c *api.Container) string {
-	return "container " + podName(s) + "/" + c.GetName()
+func (p *plugin) notCollected(c *config, err error) {
+	p.log.WithField(cli.FieldPath, c.StateDir).WithError(err).
+		Error("what has ended is not forgotten, and stays closed: the next pod that ends tries again; see sidegate status, doctor")
 }

@@ -11,7 +11,9 @@ import (
 	"sync"
 
 	"github.com/containerd/nri/pkg/api"
+	"github.com/sirupsen/logrus"
 
+	"sidegate/observe/cli"
 	"sidegate/policy"
 )
 
@@ -129,6 +131,39 @@ func (p *pods) collected(ended, left []string) (others []string) {
 		}
 	}
 	return others
+}
+
+// subject is what a request or a message is about: a pod, or a container of it.
+type subject struct{ pod, podID, container, containerID string }
+
+func podSubject(s *api.PodSandbox) subject { return subject{pod: podName(s), podID: s.GetId()} }
+
+func containerSubject(s *api.PodSandbox, c *api.Container) subject {
+	return subject{podName(s), s.GetId(), c.GetName(), c.GetId()}
+}
+
+// subject is one of the pod's containers, or the pod, if the names are empty.
+func (p *pod) subject(container, id string) subject { return subject{p.name, p.id, container, id} }
+
+// String is what people are told.
+func (s subject) String() string {
+	if s.container == "" && s.containerID == "" {
+		return "pod " + s.pod
+	}
+	return "container " + s.pod + "/" + s.container
+}
+
+// fields are what logs have of it.
+func (s subject) fields() logrus.Fields {
+	f := make(logrus.Fields)
+	for key, value := range map[string]string{
+		cli.FieldPod: s.pod, cli.FieldPodID: s.podID, cli.FieldContainer: s.container, cli.FieldContainerID: s.containerID,
+	} {
+		if value != "" {
+			f[key] = value
+		}
+	}
+	return f
 }
 
 // podName is the name of a pod for people, as kubectl writes it.

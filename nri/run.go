@@ -18,6 +18,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"sidegate/observe"
+	"sidegate/observe/cli"
 )
 
 const (
@@ -29,15 +30,10 @@ const (
 func run(ctx context.Context, o options, log *logrus.Logger) error {
 	c, err := readConfig(o.config)
 	if err != nil {
-		return usageError{err}
+		return cli.Usage(err)
 	}
-	level, err := logrus.ParseLevel(c.LogLevel)
-	if err != nil {
-		return usageError{err}
-	}
-	log.SetLevel(level)
-	if o.verbose {
-		log.SetLevel(max(level, logrus.DebugLevel))
+	if err := o.log.Default(log, c.LogLevel, c.LogFormat); err != nil {
+		return cli.Usage(err)
 	}
 	nrilog.Set(nriLogger{log})
 	// What is wrong with the machine is said before anybody depends on this process.
@@ -47,19 +43,20 @@ func run(ctx context.Context, o options, log *logrus.Logger) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	m := newMetrics(c.StateDir)
-	p := newPlugin(c, o.config != "", m, log)
+	p := newPlugin(c, o, m, log)
 	var beside sync.WaitGroup
 	defer beside.Wait()
 	defer cancel()
 	if o.metrics != "" {
 		l, err := observe.Listen(o.metrics)
 		if err != nil {
-			return usageError{err}
+			return cli.Usage(err)
 		}
-		log.Infof("serving metrics on %s", l.Addr())
+		entry := log.WithField(cli.FieldAddress, l.Addr().String())
+		entry.Info("serving metrics")
 		beside.Go(func() {
 			if err := observe.Serve(ctx, l, m.registry, m.ready); err != nil {
-				log.Error(err)
+				entry.WithError(err).Error("no metrics and no health any more: restart sidegate-nri, pods do not depend on it")
 			}
 		})
 	}
@@ -93,7 +90,8 @@ func (p *plugin) connect(ctx context.Context, o options) error {
 		}
 		if err.Error() != said { // once, not for each attempt
 			said = err.Error()
-			p.log.Warnf("not connected, trying again: %v", err)
+			p.log.WithField(cli.FieldPath, o.socket).WithError(err).
+				Warn("not connected to the runtime, trying again: pods that start now start without Sidegate")
 		}
 		select {
 		case <-ctx.Done():
@@ -145,7 +143,7 @@ func (p *plugin) serve(ctx context.Context, o options) error {
 	}
 	s, err := stub.New(p, opts...)
 	if err != nil {
-		return usageError{err}
+		return cli.Usage(err)
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- s.Run(ctx) }()

@@ -200,6 +200,7 @@ func newRuntime(t *testing.T, policies map[string]string) *world {
 	w.config.Hook = hookBinary
 	w.config.PolicyDir = filepath.Join(w.dir, "policies")
 	w.config.StateDir = fmt.Sprintf("/sys/fs/bpf/sgtest-nri-%d-%d", os.Getpid(), serial.Add(1))
+	w.options.config = "of the test"
 	w.options.socket = filepath.Join(w.dir, "nri.sock")
 	must(t, os.Mkdir(w.config.PolicyDir, 0o755))
 	for name, text := range policies {
@@ -338,7 +339,7 @@ func (w *world) launchPlugin() {
 	log.SetOutput(w)
 	log.SetLevel(logrus.DebugLevel)
 	must(w.t, preload(&w.config))
-	w.plugin = newPlugin(w.config, true, newMetrics(w.config.StateDir), log)
+	w.plugin = newPlugin(w.config, w.options, newMetrics(w.config.StateDir), log)
 	stopped := make(chan error, 1)
 	w.stopped = stopped
 	go func() { stopped <- w.plugin.connect(ctx, w.options) }()

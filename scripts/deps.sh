@@ -90,7 +90,7 @@ generate) generate ;;
 test)
 	generate
 	runtimes
-	packages shellcheck
+	packages shellcheck groff-base
 	"$root/scripts/vm-kernels.sh" >&2
 	"$root/scripts/vm-openssl.sh" >/dev/null
 	"$root/scripts/tools.sh" containerd >/dev/null

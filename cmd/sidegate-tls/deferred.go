@@ -14,6 +14,7 @@ import (
 
 	"sidegate/cgroups"
 	"sidegate/cmd/sidegate-tls/internal/relay"
+	"sidegate/observe/cli"
 )
 
 // sessions are the TLS sessions of a pod whose plaintext its sidecar gets, by the destinations
@@ -76,7 +77,8 @@ func (p *pod) deferTo(origin cgroups.TLSOrigin, outbound uint16) (d *relay.Defer
 			undo = func() {
 				remove()
 				if err := target.Close(); err != nil {
-					p.node.log.Error(err)
+					p.log().WithField(cli.FieldDestination, target.Destination.String()).WithError(err).
+						Error("what stands for a session is not forgotten: it goes when the relay next listens in the pod")
 				}
 			}
 			o := origin

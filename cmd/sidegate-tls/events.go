@@ -13,9 +13,12 @@ import (
 	"sync"
 	"time"
 
+	"github.com/sirupsen/logrus"
+
 	"sidegate/cgroups"
 	"sidegate/cmd/sidegate-tls/internal/judge"
 	"sidegate/cmd/sidegate-tls/internal/relay"
+	"sidegate/observe/cli"
 )
 
 // event is a line of what happens: of whom, and what.
@@ -138,6 +141,7 @@ type connEvents struct {
 	cookie uint64
 	from   string
 	base   event
+	find   func() // fills base; nil if nobody knows whose connection it is, or it is there
 
 	relay  *cgroups.TLSRelay // nil until it is known whose connection it is
 	origin cgroups.TLSOrigin
@@ -146,9 +150,20 @@ type connEvents struct {
 // who says whose connection it is, and looks up names for the file, once.
 func (c *connEvents) who(r *cgroups.TLSRelay, o cgroups.TLSOrigin) {
 	c.relay, c.origin = r, o
-	if !c.node.events.wanted() {
-		return
+	c.find = func() { c.lookUp(r, o) }
+	if c.node.events.wanted() {
+		c.identify()
 	}
+}
+
+func (c *connEvents) identify() {
+	if c.find != nil {
+		c.find()
+		c.find = nil
+	}
+}
+
+func (c *connEvents) lookUp(r *cgroups.TLSRelay, o cgroups.TLSOrigin) {
 	container := r.Container(o.CgroupID)
 	c.base = event{
 		Pod: container.Pod, Container: container.Name, ContainerID: container.ID,
@@ -204,6 +219,15 @@ func observed(e *relay.Event) *cgroups.Event {
 
 // fail is for a connection that ends before it began.
 func (c *connEvents) fail(err error) {
-	c.node.log.Warnf("connection of pod %d from %s: %v", c.cookie, c.from, err)
+	c.identify()
+	fields := logrus.Fields{cli.FieldNetnsCookie: c.cookie, cli.FieldFrom: c.from}
+	for key, value := range map[string]string{
+		cli.FieldPod: c.base.Pod, cli.FieldContainer: c.base.Container, cli.FieldContainerID: c.base.ContainerID, cli.FieldDestination: c.base.Destination,
+	} {
+		if value != "" {
+			fields[key] = value
+		}
+	}
+	c.node.log.WithFields(fields).WithError(err).Warn("a connection is refused: see error for what to do")
 	c.event(relay.Event{Kind: relay.KindRefused, Reason: err.Error()})
 }

@@ -12,19 +12,15 @@ package main
 
 import (
 	"context"
-	"errors"
-	"flag"
-	"fmt"
-	"io"
 	"os"
-	"os/signal"
 	"runtime"
 	"runtime/debug"
-	"syscall"
 
 	"github.com/sirupsen/logrus"
+	"github.com/spf13/cobra"
 
 	"sidegate/cgroups"
+	"sidegate/observe/cli"
 )
 
 // version is set by the build.
@@ -35,66 +31,57 @@ type options struct {
 	state       string
 	socket      string
 	events      string
-	verbose     bool
 	connections int
-	version     bool
-}
-
-type usageError struct{ error }
-
-func parseOptions(args []string, stderr io.Writer) (options, error) {
-	o := options{state: cgroups.StateDir(), socket: cgroups.TLSSocket()}
-	f := flag.NewFlagSet("sidegate-tls", flag.ContinueOnError)
-	f.SetOutput(stderr)
-	f.StringVar(&o.state, "state-dir", o.state, "where the pins are, a `directory` on a BPF file system")
-	f.StringVar(&o.socket, "socket", o.socket, "`socket` at which the front-ends ask")
-	f.StringVar(&o.events, "events", "", "write what happens to this `file`, a line of JSON each; - is the standard output (default: do not)")
-	f.IntVar(&o.connections, "max-connections", 4096, "`number` of connections that a pod may have at a time")
-	f.BoolVar(&o.verbose, "verbose", false, "log each connection")
-	f.BoolVar(&o.version, "version", false, "print the version")
-	if err := f.Parse(args); err != nil {
-		return o, err
-	}
-	if f.NArg() > 0 {
-		return o, usageError{fmt.Errorf("unexpected argument %q", f.Arg(0))}
-	}
-	return o, nil
+	log         cli.Log
 }
 
 func main() {
-	o, err := parseOptions(os.Args[1:], os.Stderr)
-	switch {
-	case errors.Is(err, flag.ErrHelp):
-		return
-	case err != nil:
-		fmt.Fprintln(os.Stderr, "sidegate-tls:", err)
-		os.Exit(2)
-	case o.version:
-		fmt.Println("sidegate-tls", version)
-		return
-	}
-	// Connections are many and small, and mostly wait: threads that look for work cost more than they do.
-	if os.Getenv("GOMAXPROCS") == "" {
-		runtime.GOMAXPROCS(max(1, runtime.NumCPU()/2))
-	}
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(400)
-	}
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx, o, logrus.StandardLogger()); err != nil {
-		logrus.Error(err)
-		os.Exit(exitCode(err))
-	}
+	cli.Main(newRoot(func(ctx context.Context, o options, log *logrus.Logger) error {
+		// Connections are many and small, and mostly wait: threads that look for work cost more than they do.
+		if os.Getenv("GOMAXPROCS") == "" {
+			runtime.GOMAXPROCS(max(1, runtime.NumCPU()/2))
+		}
+		if os.Getenv("GOGC") == "" {
+			debug.SetGCPercent(400)
+		}
+		return run(ctx, o, log)
+	}))
 }
 
-func exitCode(err error) int {
-	var usage usageError
-	switch {
-	case errors.As(err, &usage):
-		return 2
-	case errors.Is(err, cgroups.ErrUnsupported):
-		return 3
+// newRoot is the command line, which calls run with what it says.
+func newRoot(run func(context.Context, options, *logrus.Logger) error) *cobra.Command {
+	var o options
+	root := &cobra.Command{
+		Use:   "sidegate-tls",
+		Short: "Relay the TLS connections of a node's pods, and judge what is in them",
+		Long: `What the apps of a pod connect to outside, where the pod's policy has TLS, goes through this relay on its way to the sidecar. It reads
+what is inside TLS by the keys that the app's own TLS library hands to the kernel, has it judged, and lets it go on unchanged, or not
+at all. There is no CA and no certificate in between.
+
+It holds keys: its memory is neither swapped nor dumped, and root alone can talk to it. While it does not run, such connections are
+refused, and no app under such a policy starts.`,
+		Example: `  # a line of JSON for each connection, request and answer
+  sidegate-tls --events /var/log/sidegate-tls.json
+
+  # on the standard output, and the log beside it as JSON too
+  sidegate-tls --events - --log-format json`,
 	}
-	return 1
+	f := root.Flags()
+	f.StringVar(&o.state, "state-dir", cgroups.StateDir(), "where the pins are, a `directory` on a BPF file system ($"+cgroups.StateEnv+")")
+	f.StringVar(&o.socket, "socket", cgroups.TLSSocket(), "`socket` at which the front-ends ask ($"+cgroups.TLSSocketEnv+")")
+	f.StringVar(&o.events, "events", "", "write what happens to this `file`, a line of JSON each; - is the standard output (default: do not)")
+	f.IntVar(&o.connections, "max-connections", 4096, "`number` of connections that a pod may have at a time")
+	cli.Daemon(root, version, &o.log, func(ctx context.Context, log *logrus.Logger) error { return run(ctx, o, log) })
+	cli.AddSections(root, manSections)
+	return root
 }
+
+const manSections = `
+# FILES
+**/run/sidegate/tls.sock**
+:   the socket
+
+**/etc/default/sidegate-tls**
+:   SIDEGATE_TLS_OPTIONS, for the systemd unit
+
+` + cli.ManEnvironment + cli.ManExitStatus + cli.ManLog

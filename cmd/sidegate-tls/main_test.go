@@ -4,7 +4,11 @@ package main
 
 import (
 	"bufio"
+	"bytes"
+	"context"
 	"encoding/json"
+	"errors"
+	"flag"
 	"io"
 	"net"
 	"net/netip"
@@ -15,22 +19,66 @@ import (
 	"time"
 
 	"github.com/sirupsen/logrus"
+	"github.com/spf13/cobra"
 
 	"sidegate/cgroups"
 	"sidegate/cmd/sidegate-tls/internal/record"
 	"sidegate/cmd/sidegate-tls/internal/relay"
 	"sidegate/cmd/sidegate-tls/internal/tlstest"
+	"sidegate/observe/cli"
+	"sidegate/observe/cli/clitest"
 	"sidegate/policy"
 )
 
+var update = flag.Bool("update", false, "write the golden files")
+
+// command is the command line without what it starts.
+func command() *cobra.Command {
+	return newRoot(func(context.Context, options, *logrus.Logger) error { return nil })
+}
+
+func TestCommandLine(t *testing.T) { clitest.Golden(t, "testdata/cli.txtar", command, *update) }
+
+func TestMan(t *testing.T) { clitest.Man(t, command) }
+
 func TestOptions(t *testing.T) {
-	o, err := parseOptions([]string{"-socket", "/run/s", "-events", "-", "-max-connections", "7"}, io.Discard)
-	if err != nil || o.socket != "/run/s" || o.events != "-" || o.connections != 7 || o.state != cgroups.StateDir() {
-		t.Errorf("%+v, %v", o, err)
+	var o options
+	root := newRoot(func(_ context.Context, got options, _ *logrus.Logger) error {
+		o = got
+		return nil
+	})
+	code := cli.Run(root, cli.Env{Args: []string{"--socket", "/run/s", "--events", "-", "--max-connections", "7"}, Stdout: io.Discard, Stderr: io.Discard})
+	if code != 0 || o.socket != "/run/s" || o.events != "-" || o.connections != 7 || o.state != cgroups.StateDir() {
+		t.Errorf("exit %d, %+v", code, o)
 	}
-	for _, args := range [][]string{{"more"}, {"-unknown"}, {"-max-connections", "x"}} {
-		if _, err := parseOptions(args, io.Discard); err == nil {
-			t.Errorf("%q is taken", args)
+}
+
+// A connection that is refused is logged with whose it is, also where nobody asked for events.
+func TestLogFields(t *testing.T) {
+	var out bytes.Buffer
+	root := newRoot(func(_ context.Context, o options, log *logrus.Logger) error {
+		c := connEvents{node: newNode(&o, &events{}, log), cookie: 1<<53 + 1, from: "10.0.0.1:5"}
+		c.find = func() {
+			c.base = event{Pod: "shop/web", Container: "app", ContainerID: "c0ffee", Destination: "192.0.2.1:443"}
+		}
+		c.fail(errors.New("nobody <there>: start it"))
+		return nil
+	})
+	if code := cli.Run(root, cli.Env{Args: []string{"--log-format", "json"}, Stdout: &out, Stderr: &out}); code != 0 {
+		t.Fatalf("exit %d: %s", code, &out)
+	}
+	var got map[string]any
+	dec := json.NewDecoder(bytes.NewReader(out.Bytes()))
+	dec.UseNumber()
+	if err := dec.Decode(&got); err != nil {
+		t.Fatalf("%s: %v", &out, err)
+	}
+	for key, value := range map[string]any{
+		"level": "warning", "error": "nobody <there>: start it", "netnsCookie": json.Number("9007199254740993"), "pod": "shop/web", "container": "app",
+		"containerID": "c0ffee", "from": "10.0.0.1:5", "destination": "192.0.2.1:443",
+	} {
+		if got[key] != value {
+			t.Errorf("%s is %v, want %v, in %s", key, got[key], value, &out)
 		}
 	}
 }

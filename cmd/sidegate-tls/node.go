@@ -13,11 +13,13 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"sidegate/cgroups"
+	"sidegate/observe/cli"
 )
 
 // node is the relay in all pods.
 type node struct {
 	state  string
+	socket string
 	events *events
 	log    *logrus.Logger
 	most   int // connections of a pod
@@ -29,7 +31,7 @@ type node struct {
 }
 
 func newNode(o *options, e *events, log *logrus.Logger) *node {
-	return &node{state: o.state, most: o.connections, events: e, log: log, pods: make(map[uint64]*pod)}
+	return &node{state: o.state, socket: o.socket, most: o.connections, events: e, log: log, pods: make(map[uint64]*pod)}
 }
 
 // open opens the state and listens in the pods that are there: this relay may have been
@@ -62,7 +64,8 @@ func (n *node) openLocked() error {
 	for cookie, err := range failed {
 		if n.pods[cookie] == nil {
 			// Its apps are refused. Others are not to suffer, and it may be about to end.
-			n.log.Errorf("listen in pod %d: %v", cookie, err)
+			n.log.WithField(cli.FieldNetnsCookie, cookie).WithError(err).
+				Error("the relay does not listen in a pod, whose connections are refused: start its containers again if it has not ended")
 		}
 	}
 	return nil
@@ -80,7 +83,7 @@ func (n *node) serve(req *cgroups.TLSRequest) error {
 		return err
 	}
 	if !current {
-		n.log.Info("what was loaded is not what is loaded now: starting over")
+		n.log.WithField(cli.FieldPath, n.state).Info("what was loaded is not what is loaded now: starting over")
 		n.closeLocked()
 		// Whoever asks holds the state's lock, and waits: it is open already.
 		if n.relay, err = cgroups.AgainTLSRelay(n.state); err != nil {
@@ -116,7 +119,7 @@ func (n *node) listenLocked(p cgroups.TLSPod) error {
 		return err
 	}
 	n.pods[p.Cookie] = startPod(n, n.relay, l)
-	n.log.Debugf("listening in pod %d, on port %d", p.Cookie, p.Port)
+	n.log.WithFields(logrus.Fields{cli.FieldNetnsCookie: p.Cookie, cli.FieldPort: p.Port}).Debug("listening in a pod")
 	return nil
 }
 
@@ -150,9 +153,10 @@ func (n *node) sweep() {
 		case err == nil, errors.Is(err, ebpf.ErrKeyNotExist):
 			p.stop()
 			delete(n.pods, cookie)
-			n.log.Debugf("no longer listening in pod %d", cookie)
+			n.log.WithField(cli.FieldNetnsCookie, cookie).Debug("no longer listening in a pod")
 		default:
-			n.log.Errorf("look at pod %d: %v", cookie, err)
+			n.log.WithField(cli.FieldNetnsCookie, cookie).WithError(err).
+				Error("cannot see whether a pod is gone, trying again: restart sidegate-tls if it does not end")
 		}
 	}
 	n.rules.keep(used)
@@ -175,7 +179,8 @@ func (n *node) closeLocked() {
 	clear(n.pods)
 	if n.relay != nil {
 		if err := n.relay.Close(); err != nil {
-			n.log.Error(err)
+			n.log.WithField(cli.FieldPath, n.state).WithError(err).
+				Error("what was loaded could not be let go of: it goes when sidegate-tls ends")
 		}
 		n.relay = nil
 	}

@@ -12,9 +12,12 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/sirupsen/logrus"
+
 	"sidegate/cgroups"
 	"sidegate/cmd/sidegate-tls/internal/record"
 	"sidegate/cmd/sidegate-tls/internal/relay"
+	"sidegate/observe/cli"
 )
 
 // pod is the relay in one pod.
@@ -52,7 +55,8 @@ func (p *pod) age() time.Duration { return time.Since(p.since) }
 // pod's namespace may go too.
 func (p *pod) stop() {
 	if err := p.listener.Close(); err != nil {
-		p.node.log.Error(err)
+		p.log().WithError(err).
+			Error("a listener of a pod could not be closed, and keeps its network namespace: it goes when sidegate-tls ends")
 	}
 }
 
@@ -70,7 +74,8 @@ func (p *pod) accept(l *net.TCPListener) {
 		case err != nil:
 			if err.Error() != said {
 				said = err.Error()
-				p.node.log.Errorf("take connections of pod %d: %v", p.listener.Cookie, err)
+				p.log().WithError(err).
+					Error("connections of a pod wait or are refused: raise LimitNOFILE if descriptors are missing")
 			}
 			time.Sleep(acceptPause)
 			continue
@@ -88,10 +93,15 @@ func (p *pod) accept(l *net.TCPListener) {
 	}
 }
 
+// log is the node's, for messages about the pod.
+func (p *pod) log() *logrus.Entry {
+	return p.node.log.WithField(cli.FieldNetnsCookie, p.listener.Cookie)
+}
+
 // refuse is for one connection too many: a pod cannot take the relay from the others.
 func (p *pod) refuse(c *net.TCPConn) {
 	out := &connEvents{node: p.node, cookie: p.listener.Cookie, from: c.RemoteAddr().String()}
-	out.fail(fmt.Errorf("the pod has %d connections through the relay: that is the most (-max-connections)", p.node.most))
+	out.fail(fmt.Errorf("the pod has %d connections through the relay: that is the most (--max-connections)", p.node.most))
 	reset(c)
 }
 
@@ -155,7 +165,8 @@ func (p *pod) serve(app *net.TCPConn) {
 		return
 	}
 	if err := c.Run(p.ctx); err != nil {
-		p.node.log.Debugf("connection of pod %d to %s: %v", p.listener.Cookie, origin.Destination, err)
+		p.log().WithFields(logrus.Fields{cli.FieldFrom: out.from, cli.FieldDestination: origin.Destination.String()}).WithError(err).
+			Debug("a connection has ended")
 	}
 }
 
@@ -216,7 +227,8 @@ func (p *pod) drain() {
 		p.mu.Unlock()
 		if b == nil {
 			if strays++; strays == 1 {
-				p.node.log.Warnf("pod %d: process %d hands over keys for %s, which is no connection here", p.listener.Cookie, h.PID, h.App)
+				p.log().WithFields(logrus.Fields{cli.FieldPID: h.PID, cli.FieldFrom: h.App.String()}).
+					Warn("a process hands over keys for what is no connection here: they are dropped, see what it does with its sockets")
 			}
 			return
 		}

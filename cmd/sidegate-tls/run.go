@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sidegate/cgroups"
+	"sidegate/observe/cli"
 )
 
 // sweepInterval is how often the relay looks for pods that are gone: until it has closed its
@@ -27,15 +28,12 @@ const sweepInterval = time.Second
 
 // run relays until ctx ends.
 func run(ctx context.Context, o options, log *logrus.Logger) error {
-	if o.verbose {
-		log.SetLevel(logrus.DebugLevel)
-	}
 	if err := keepSecret(); err != nil {
 		return err
 	}
 	events, err := openEvents(o.events)
 	if err != nil {
-		return usageError{err}
+		return cli.Usage(err)
 	}
 	defer events.Close()
 	n := newNode(&o, events, log)
@@ -48,9 +46,10 @@ func run(ctx context.Context, o options, log *logrus.Logger) error {
 	if err != nil {
 		return err
 	}
-	log.Infof("ready, at %s", o.socket)
+	log.WithField(cli.FieldPath, o.socket).Info("ready")
 	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
-		log.Warn(err)
+		log.WithField(cli.FieldAddress, os.Getenv("NOTIFY_SOCKET")).WithError(err).
+			Warn("systemd is not told that the relay is ready: write Type=exec in its unit if it has another way to see that")
 	}
 	var beside sync.WaitGroup
 	defer beside.Wait()
@@ -110,7 +109,8 @@ func (n *node) answer(c *net.UnixConn) {
 			err = n.serve(&req)
 		}
 		if err != nil {
-			n.log.Error(err)
+			n.log.WithFields(requestFields(&req)).WithError(err).
+				Error("a front-end asked for what cannot be done, and no container starts by it: see error")
 			answer.Error = err.Error()
 		}
 		var b []byte
@@ -119,8 +119,18 @@ func (n *node) answer(c *net.UnixConn) {
 		}
 	}
 	if err != nil {
-		n.log.Warnf("answer a front-end: %v", err)
+		n.log.WithField(cli.FieldPath, n.socket).WithError(err).
+			Warn("a front-end got no answer: it has said so to whoever started the container; start that again")
 	}
+}
+
+// requestFields are what logs have of a request: its pods are one, unless a policy changes.
+func requestFields(req *cgroups.TLSRequest) logrus.Fields {
+	f := logrus.Fields{cli.FieldPath: req.State}
+	if len(req.Pods) == 1 {
+		f[cli.FieldNetnsCookie], f[cli.FieldPID], f[cli.FieldPort] = req.Pods[0].Cookie, req.Pods[0].PID, req.Pods[0].Port
+	}
+	return f
 }
 
 var errNothingAsked = errors.New("nothing was asked")

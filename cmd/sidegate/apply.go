@@ -27,6 +27,10 @@ func newApply(e *env) *cobra.Command {
 		Long: "With files: check them, put them into the policy directory, and bring running pods in line.\n" +
 			"Without: bring running pods in line with the directory. All pods of a policy change at once,\n" +
 			"and connections that it does not allow any more are closed.",
+		Example: "  sidegate policy apply --dry-run mesh.yaml    # what would change\n" +
+			"  sidegate policy apply mesh.yaml\n" +
+			"  sidegate policy apply                        # the directory was changed by other means",
+		ValidArgsFunction: policyFiles,
 		RunE: func(_ *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return applyDir(e, dry)

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"sidegate/cgroups"
+	"sidegate/observe/cli"
 )
 
 func newAudit(e *env) *cobra.Command {
@@ -21,7 +22,10 @@ func newAudit(e *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "audit",
 		Short: "Show what mode audit has seen, and what would have been denied",
-		Args:  noArgs,
+		Long: "List what pods under a policy of mode audit did, how often, and what their policy would have refused if it were enforced.\n" +
+			"The kernel keeps the newest of it: what is rare may be gone when much else has come.",
+		Example: "  sidegate policy audit --pod shop\n  sidegate policy audit -o json",
+		Args:    cli.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			if err := checkOutput(output); err != nil {
 				return err
@@ -36,8 +40,9 @@ func newAudit(e *env) *cobra.Command {
 			return printSeen(e.stdout, list)
 		},
 	}
-	cmd.Flags().StringVar(&pod, "pod", "", "of this pod only: its name or id, or the beginning")
+	cmd.Flags().StringVar(&pod, "pod", "", "of this `pod` only: its name or id, or the beginning")
 	addOutput(cmd, &output)
+	completeFlag(cmd, "pod", podNames(e))
 	return cmd
 }
 

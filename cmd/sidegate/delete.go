@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"sidegate/cgroups"
+	"sidegate/observe/cli"
 	"sidegate/policy"
 )
 
@@ -20,9 +21,11 @@ func newDelete(e *env) *cobra.Command {
 		Short: "Remove policies from the directory",
 		Long: "Refused while pods are under the policy: with --force they keep it until they end,\n" +
 			"and no other pod can be put under it.",
+		Example:           "  sidegate policy delete old-mesh",
+		ValidArgsFunction: policyNames(e),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
-				return usageError{fmt.Errorf("%s needs names of policies", cmd.CommandPath())}
+				return cli.Usage(fmt.Errorf("%s needs names of policies", cmd.CommandPath()))
 			}
 			slices.Sort(args)
 			return deletePolicies(e, slices.Compact(args), force)

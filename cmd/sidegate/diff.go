@@ -25,6 +25,8 @@ func newDiff(e *env) *cobra.Command {
 		Short: "Show what applying policies would change in force; exit 1 if anything",
 		Long: "Compare files, or the policy directory, with what is in force: - is in force, + would be.\n" +
 			"Policies that no pod is under are not compared: there is nothing to change.",
+		Example:           "  sidegate policy diff mesh.yaml && echo nothing to do",
+		ValidArgsFunction: policyFiles,
 		RunE: func(_ *cobra.Command, args []string) error {
 			policies, broken, err := policiesOf(e, args)
 			if err != nil {

@@ -20,6 +20,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"sidegate/cgroups"
+	"sidegate/observe/cli"
 	"sidegate/policy"
 )
 
@@ -30,7 +31,8 @@ func newDoctor(e *env) *cobra.Command {
 		Short: "Show what this kernel and the installed runtimes offer, what is missing and what that costs",
 		Long: "Load and attach everything on a cgroup and a namespace of its own, look for runtimes, and remove it all again.\n" +
 			"Exit code 0: all that is required is there. 1: something must be set up. 3: this kernel lacks something.",
-		Args: noArgs,
+		Example: "  sidegate doctor\n  sidegate doctor -o json | jq '.[] | select(.ok | not)'",
+		Args:    cli.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			if err := checkOutput(output); err != nil {
 				return err

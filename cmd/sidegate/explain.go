@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sidegate/cgroups"
+	"sidegate/observe/cli"
 	"sidegate/policy"
 )
 
@@ -34,17 +35,21 @@ func newExplain(e *env) *cobra.Command {
 			"write HOST/icmp, and HOST/icmp:3 for another type of ICMP message.\n\n" +
 			"With --policy a file is asked instead, and containers are role:NAME, or role:NAME,container:NAME.\n" +
 			"It does not know which addresses are the node's own: all are entity world.",
-		Args: noArgs,
+		Example: "  sidegate policy explain --from shop/web --to 198.51.100.7:443\n" +
+			"  sidegate policy explain --from shop/web --to shop/db:5432 --exit-code\n" +
+			"  sidegate policy explain --from shop/web --to 192.0.2.53:53/udp\n" +
+			"  sidegate policy explain --policy mesh.yaml --from role:app --to 198.51.100.7:443",
+		Args: cli.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			if from == "" || to == "" {
-				return usageError{errors.New("explain needs --from and --to")}
+				return cli.Usage(errors.New("explain needs --from and --to"))
 			}
 			if err := checkOutput(output); err != nil {
 				return err
 			}
 			t, err := parseTo(to)
 			if err != nil {
-				return usageError{err}
+				return cli.Usage(err)
 			}
 			list, err := explain(e, file, from, t)
 			if err != nil {
@@ -59,11 +64,14 @@ func newExplain(e *env) *cobra.Command {
 			return nil
 		},
 	}
-	cmd.Flags().StringVar(&from, "from", "", "who calls: pod/container, or an address")
-	cmd.Flags().StringVar(&to, "to", "", "who is called: host:port[/tcp|udp|sctp], host/icmp[:type] or pod/container:port")
-	cmd.Flags().StringVar(&file, "policy", "", "ask this file instead of the kernel")
+	cmd.Flags().StringVar(&from, "from", "", "`who` calls: pod/container, or an address")
+	cmd.Flags().StringVar(&to, "to", "", "`who` is called: host:port[/tcp|udp|sctp], host/icmp[:type] or pod/container:port")
+	cmd.Flags().StringVar(&file, "policy", "", "ask this `file` instead of the kernel")
 	addOutput(cmd, &output)
 	cmd.Flags().BoolVar(&exitCode, "exit-code", false, "exit 1 if it is denied")
+	completeFlag(cmd, "from", podContainers(e))
+	completeFlag(cmd, "to", podContainers(e))
+	completeFlag(cmd, "policy", policyFiles)
 	return cmd
 }
 
@@ -248,13 +256,13 @@ func explainFile(list []source, from, host string, to destination) (all []cgroup
 	q := policy.Query{Proto: to.proto, Port: to.port}
 	var a, b policy.Endpoint
 	if q.From, a, err = parseEnd(from); err != nil {
-		return nil, usageError{fmt.Errorf("--from %w", err)}
+		return nil, cli.Usage(fmt.Errorf("--from %w", err))
 	}
 	if q.To, b, err = parseEnd(host); err != nil {
-		return nil, usageError{fmt.Errorf("--to %w", err)}
+		return nil, cli.Usage(fmt.Errorf("--to %w", err))
 	}
 	if a == (policy.Endpoint{}) && b == a {
-		return nil, usageError{errors.New("neither end is a container: write one as role:app")}
+		return nil, cli.Usage(errors.New("neither end is a container: write one as role:app"))
 	}
 	q.Same = a == b && a.Name != ""
 	for _, s := range list {

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"sidegate/cgroups"
+	"sidegate/observe/cli"
 	"sidegate/policy"
 )
 
@@ -21,13 +22,14 @@ func newInit(e *env) *cobra.Command {
 		Short: "Write a starter policy from what mode audit saw of a pod",
 		Long: "The rules allow what was seen, allowed or not. All else is as in the pod's policy, and mode is audit:\n" +
 			"apply it, and enforce it when `sidegate policy audit` shows nothing that is missed.",
-		Args: noArgs,
+		Example: "  sidegate policy init --pod shop --name shop > shop.yaml\n  sidegate policy apply shop.yaml",
+		Args:    cli.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			if pod == "" {
-				return usageError{errors.New("init needs --pod: its name or id, or the beginning")}
+				return cli.Usage(errors.New("init needs --pod: its name or id, or the beginning"))
 			}
 			if err := checkPolicyName(name); err != nil {
-				return usageError{err}
+				return cli.Usage(err)
 			}
 			text, err := initPolicy(e, pod, name)
 			if err != nil {
@@ -37,8 +39,9 @@ func newInit(e *env) *cobra.Command {
 			return err
 		},
 	}
-	cmd.Flags().StringVar(&pod, "pod", "", "which pod: its name or id, or the beginning")
-	cmd.Flags().StringVar(&name, "name", "", "name of the policy; the pod's own, if not given")
+	cmd.Flags().StringVar(&pod, "pod", "", "which `pod`: its name or id, or the beginning")
+	completeFlag(cmd, "pod", podNames(e))
+	cmd.Flags().StringVar(&name, "name", "", "`name` of the policy; the pod's own, if not given")
 	return cmd
 }
 

@@ -5,22 +5,14 @@ package main
 
 import (
 	"cmp"
-	"errors"
-	"fmt"
 	"io"
 	"os"
 
 	"github.com/spf13/cobra"
 
 	"sidegate/cgroups"
+	"sidegate/observe/cli"
 	"sidegate/policy"
-)
-
-// Exit codes.
-const (
-	exitFailed      = 1
-	exitUsage       = 2
-	exitUnsupported = 3
 )
 
 // env is all that the commands take from their process.
@@ -44,47 +36,26 @@ func main() {
 	}))
 }
 
-// usageError marks what is wrong with the command line, not with the world.
-type usageError struct{ error }
-
 func run(e env) int {
-	root := newRoot(&e)
-	root.SetArgs(e.args)
-	root.SetOut(e.stdout)
-	root.SetErr(e.stderr)
-	cmd, err := root.ExecuteC()
-	if err == nil {
-		return 0
-	}
-	fmt.Fprintf(e.stderr, "sidegate: %v\n", err)
-	var usage usageError
-	switch {
-	case errors.As(err, &usage), cmd == root:
-		fmt.Fprintf(e.stderr, "Run '%s --help' for usage.\n", cmd.CommandPath())
-		return exitUsage
-	case errors.Is(err, cgroups.ErrUnsupported):
-		return exitUnsupported
-	}
-	return exitFailed
+	return cli.Run(newRoot(&e), cli.Env{Args: e.args, Stdout: e.stdout, Stderr: e.stderr})
 }
 
 func newRoot(e *env) *cobra.Command {
 	root := &cobra.Command{
-		Use:           "sidegate",
-		Short:         "Make a sidecar impossible to walk around",
-		Long:          "Sidegate forces a pod's traffic through its sidecar, in the kernel.\nThis command shows and removes what is attached, and changes policies; containers are attached by the runtime's hook.",
-		SilenceErrors: true,
-		SilenceUsage:  true,
+		Use:   "sidegate",
+		Short: "Make a sidecar impossible to walk around",
+		Long: "Sidegate forces a pod's traffic through its sidecar, in the kernel.\n" +
+			"This command shows and removes what is attached, and changes policies; containers are attached by the runtime's hook.",
+		Example: "  sidegate doctor                     # what this machine has and lacks\n" +
+			"  sidegate status                     # what is enforced\n" +
+			"  sidegate policy apply mesh.yaml     # a policy, in running pods too",
 	}
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.PersistentFlags().StringVar(&e.state, "state-dir", e.state, "directory of pins on a BPF file system ($"+cgroups.StateEnv+")")
+	root.PersistentFlags().StringVar(&e.state, "state-dir", e.state, "`directory` of pins on a BPF file system ($"+cgroups.StateEnv+")")
 	root.AddCommand(newStatus(e), newDoctor(e), newObserve(e), newUnload(e), newVersion(e), newPolicy(e))
+	cli.AddMan(root, version, cli.ManCommand)
+	cli.AddSections(root, "# FILES\n**"+policy.DefaultDir+"**\n:   policies\n\n"+
+		"**"+cgroups.DefaultState+"**\n:   what is enforced, pinned\n\n"+
+		"# ENVIRONMENT\n**"+cgroups.StateEnv+"**\n:   what **--state-dir** is, where that is not given\n\n"+
+		"**"+policy.DirEnv+"**\n:   what **--policy-dir** is, where that is not given\n\n"+cli.ManExitStatus)
 	return root
-}
-
-func noArgs(cmd *cobra.Command, args []string) error {
-	if len(args) > 0 {
-		return usageError{fmt.Errorf("unknown argument %q for %s", args[0], cmd.CommandPath())}
-	}
-	return nil
 }

@@ -15,7 +15,11 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/spf13/cobra"
+
 	"sidegate/cgroups"
+	"sidegate/observe/cli"
+	"sidegate/observe/cli/clitest"
 	"sidegate/policy"
 )
 
@@ -90,7 +94,7 @@ func TestWrongUsage(t *testing.T) {
 	} {
 		stdout, stderr, code := call("/nowhere", c.args...)
 		first, rest, _ := strings.Cut(stderr, "\n")
-		if code != exitUsage || stdout != "" || !strings.HasPrefix(first, "sidegate: ") || !strings.Contains(first, c.word) {
+		if code != cli.ExitUsage || stdout != "" || !strings.HasPrefix(first, "sidegate: ") || !strings.Contains(first, c.word) {
 			t.Errorf("%s: %d, %q, %q", c.name, code, stdout, stderr)
 		}
 		if !strings.HasSuffix(rest, "Run '"+c.hint+"' for usage.\n") {
@@ -164,7 +168,7 @@ func TestNoBPFFileSystem(t *testing.T) {
 	state := filepath.Join(t.TempDir(), "sidegate")
 	for _, command := range []string{"status", "unload"} {
 		stdout, stderr, code := call(state, command)
-		if code != exitFailed || stdout != "" || !strings.Contains(stderr, "mount -t bpf bpf /sys/fs/bpf") || strings.Count(stderr, "\n") != 1 {
+		if code != cli.ExitFailed || stdout != "" || !strings.Contains(stderr, "mount -t bpf bpf /sys/fs/bpf") || strings.Count(stderr, "\n") != 1 {
 			t.Errorf("%s: %d, %q, %q", command, code, stdout, stderr)
 		}
 	}
@@ -254,5 +258,56 @@ func TestProbePolicies(t *testing.T) {
 	must(t, os.WriteFile(filepath.Join(dir, "b.yaml"), []byte("kind: Pod\n"), 0o644))
 	if c := probePolicies(); c.OK || !c.Required || !strings.Contains(c.Detail, "b.yaml:1:") {
 		t.Errorf("broken policy: %+v", c)
+	}
+}
+
+func TestMan(t *testing.T) {
+	clitest.Man(t, func() *cobra.Command { return newRoot(&env{state: "/nowhere", policyDir: "/nowhere"}) })
+}
+
+// Every command says what it does and how it is called.
+func TestCommandsAreDescribed(t *testing.T) {
+	var check func(*cobra.Command)
+	check = func(cmd *cobra.Command) {
+		if cmd.Hidden {
+			return
+		}
+		if cmd.Short == "" || cmd.Long == "" || cmd.Example == "" {
+			t.Errorf("%s: short %q, long %q, example %q", cmd.CommandPath(), cmd.Short, cmd.Long, cmd.Example)
+		}
+		for line := range strings.Lines(cmd.Example) {
+			if line != "\n" && !strings.HasPrefix(line, "  ") {
+				t.Errorf("%s: its example is not set in: %q", cmd.CommandPath(), line)
+			}
+		}
+		for _, c := range cmd.Commands() {
+			check(c)
+		}
+	}
+	check(newRoot(&env{}))
+}
+
+// Shells get the words that are there, and none where nothing can be read.
+func TestCompletionWords(t *testing.T) {
+	state, dir := newState(t), t.TempDir()
+	for _, name := range []string{"mesh", "other"} {
+		must(t, os.WriteFile(filepath.Join(dir, name+".yaml"), []byte("apiVersion: sidegate/v1alpha1\nkind: PodPolicy\nmetadata: {name: "+name+"}\nspec: {}\n"), 0o644))
+	}
+	for _, c := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"policy", "delete", "--policy-dir", dir, ""}, "mesh\nother\n:4\n"},
+		{[]string{"policy", "delete", "--policy-dir", dir, "mesh", ""}, "other\n:4\n"},
+		{[]string{"policy", "apply", ""}, "yaml\nyml\njson\n:8\n"},
+		{[]string{"status", "-o", ""}, "table\njson\n:4\n"},
+		{[]string{"observe", "--verdict", ""}, "allowed\nredirected\ndenied\naudited\n:4\n"},
+		{[]string{"observe", "--pod", ""}, ":4\n"},
+		{[]string{"observe", "--state-dir", "/proc/nowhere", "--pod", ""}, ":1\n"},
+	} {
+		stdout, _, code := call(state, append([]string{"__complete"}, c.args...)...)
+		if code != 0 || stdout != c.want {
+			t.Errorf("%q: exit %d, %q, want %q", c.args, code, stdout, c.want)
+		}
 	}
 }

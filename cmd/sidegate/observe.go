@@ -21,6 +21,7 @@ import (
 
 	"sidegate/cgroups"
 	"sidegate/observe"
+	"sidegate/observe/cli"
 	"sidegate/observe/names"
 )
 
@@ -57,10 +58,10 @@ func newObserve(e *env) *cobra.Command {
 			"Of a container 2,048 events are told in an eighth of a second (2^27 ns); how many were not, the next one says. With nobody observing,\n" +
 			"events cost a look at an array. At most 8 processes observe at a time.",
 		Example: "  sidegate observe --pod shop --verdict denied\n  sidegate observe -o json --to 10.0.0.0/8 --port 443\n  sidegate observe --since 10m --follow",
-		Args:    noArgs,
+		Args:    cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := o.check(time.Now()); err != nil {
-				return usageError{err}
+				return cli.Usage(err)
 			}
 			if o.live() && !cmd.Flags().Changed("follow") {
 				o.follow = true
@@ -86,6 +87,11 @@ func newObserve(e *env) *cobra.Command {
 	f.StringVar(&o.recorded, "recorded", observe.DefaultRecordDir, "directory of what was recorded")
 	f.BoolVar(&o.resolve, "names", true, "say whose addresses they are, where podman, Docker or CRI know")
 	f.Uint32Var(&o.size, "buffer", 4<<20, "bytes of the kernel's buffer, a power of two")
+	completeFlag(cmd, "color", oneOf("auto", "always", "never"))
+	completeFlag(cmd, "pod", podNames(e))
+	completeFlag(cmd, "container", containerNames(e))
+	completeFlag(cmd, "verdict", oneOf(verdictWords()...))
+	completeFlag(cmd, "kind", oneOf(cgroups.EventKinds()...))
 	return cmd
 }
 
@@ -259,14 +265,14 @@ func (o *observation) printer(ctx context.Context, e *env) *printer {
 	p.colored = o.color == "always" || o.color == "auto" && isTerminal(e.stdout) && os.Getenv("NO_COLOR") == ""
 	if o.resolve {
 		p.names = names.New(ctx, append(names.Sources(), names.Source{Name: "sidegate", List: func(context.Context) (map[netip.Addr]string, error) {
-			return podNames(e.state)
+			return podAddresses(e.state)
 		}}))
 	}
 	return p
 }
 
-// podNames are those of managed pods, which a runtime may not know.
-func podNames(state string) (map[netip.Addr]string, error) {
+// podAddresses are those of managed pods, which a runtime may not know.
+func podAddresses(state string) (map[netip.Addr]string, error) {
 	st, err := cgroups.ReadStatus(state)
 	if err != nil {
 		return nil, err

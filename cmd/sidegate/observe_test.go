@@ -178,20 +178,20 @@ func TestObserve(t *testing.T) {
 	if seen != 2 {
 		t.Errorf("%d lines, want 2", seen)
 	}
-	if _, errs, code := call(w.state, "observe", "--last", "5", "--recorded", t.TempDir()+"/none"); code != exitFailed || !strings.Contains(errs, "sidegate exporter --record") {
+	if _, errs, code := call(w.state, "observe", "--last", "5", "--recorded", t.TempDir()+"/none"); code != cli.ExitFailed || !strings.Contains(errs, "sidegate exporter --record") {
 		t.Errorf("without a record: %d, %s", code, errs)
 	}
 }
 
 func TestObserveNothing(t *testing.T) {
-	if _, errs, code := call(newState(t), "observe"); code != exitFailed || !strings.Contains(errs, "no container has been attached") {
+	if _, errs, code := call(newState(t), "observe"); code != cli.ExitFailed || !strings.Contains(errs, "no container has been attached") {
 		t.Errorf("%d, %s", code, errs)
 	}
 	for _, c := range []struct{ arg, word string }{
 		{"--verdict=maybe", "allowed, redirected, denied, audited"}, {"--kind=dns", "connect, accept"}, {"--color=blue", "always"}, {"--to=nowhere", "neither"},
 		{"--buffer=5000", "power of two"}, {"--since=soon", "how long ago"}, {"--last=-1", "count"}, {"-o=yaml", "yaml"},
 	} {
-		if _, errs, code := call(t.TempDir(), "observe", c.arg); code != exitUsage || !strings.Contains(errs, c.word) {
+		if _, errs, code := call(t.TempDir(), "observe", c.arg); code != cli.ExitUsage || !strings.Contains(errs, c.word) {
 			t.Errorf("%s: %d, %s", c.arg, code, errs)
 		}
 	}

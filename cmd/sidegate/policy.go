@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"sidegate/cgroups"
+	"sidegate/observe/cli"
 	"sidegate/policy"
 )
 
@@ -25,10 +26,13 @@ func newPolicy(e *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "policy",
 		Short: "Write, check, apply and explain policies",
-		Args:  noArgs,
-		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		Long: "A policy is a YAML document of kind PodPolicy: who may talk to whom, and how the sidecar is reached. What is in force is in the kernel;\n" +
+			"the policy directory has what is to be. These commands check policies, bring the two in line, and say what either would decide.",
+		Example: "  sidegate policy validate mesh.yaml\n  sidegate policy diff mesh.yaml\n  sidegate policy apply mesh.yaml",
+		Args:    cli.NoArgs,
+		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.PersistentFlags().StringVar(&e.policyDir, "policy-dir", e.policyDir, "directory of policies ($"+policy.DirEnv+")")
+	cmd.PersistentFlags().StringVar(&e.policyDir, "policy-dir", e.policyDir, "`directory` of policies ($"+policy.DirEnv+")")
 	cmd.AddCommand(newValidate(e), newList(e), newApply(e), newDelete(e), newDiff(e), newExplain(e), newAudit(e), newInit(e))
 	return cmd
 }
@@ -96,7 +100,7 @@ func sameNames(list []source) error {
 
 func filesArgs(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
-		return usageError{fmt.Errorf("%s needs files, or - for standard input", cmd.CommandPath())}
+		return cli.Usage(fmt.Errorf("%s needs files, or - for standard input", cmd.CommandPath()))
 	}
 	return nil
 }
@@ -122,14 +126,15 @@ func loadEffective(e *env) (good map[string]*policy.PodPolicy, broken map[string
 
 // addOutput gives a command the flag -o, of which checkOutput knows the words.
 func addOutput(cmd *cobra.Command, output *string) {
-	cmd.Flags().StringVarP(output, "output", "o", "table", "table or json")
+	cmd.Flags().StringVarP(output, "output", "o", "table", "`format`: table or json")
+	completeFlag(cmd, "output", oneOf(outputs...))
 }
 
 var outputs = []string{"table", "json"}
 
 func checkOutput(output string) error {
 	if !slices.Contains(outputs, output) {
-		return usageError{fmt.Errorf("unknown output %q: write %s", output, strings.Join(outputs, " or "))}
+		return cli.Usage(fmt.Errorf("unknown output %q: write %s", output, strings.Join(outputs, " or ")))
 	}
 	return nil
 }
@@ -154,7 +159,10 @@ func newValidate(e *env) *cobra.Command {
 		Short: "Say whether policies are right, and what is wrong where",
 		Long: "Parse and compile policies. What is right, but hardly what was meant, is a warning on standard error\n" +
 			"and does not change the exit code.",
-		Args: filesArgs,
+		Example: "  sidegate policy validate mesh.yaml other.yaml\n" +
+			"  kubectl get configmap sidegate-policies -o jsonpath='{.data.mesh\\.yaml}' | sidegate policy validate -",
+		Args:              filesArgs,
+		ValidArgsFunction: policyFiles,
 		RunE: func(_ *cobra.Command, args []string) error {
 			list, err := readFiles(e, args)
 			for _, s := range list {
@@ -184,7 +192,10 @@ func newList(e *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "List policies: those of the directory, and those in force",
-		Args:  noArgs,
+		Long: "State says where the two differ: a policy of the directory that no pod is under, one in force that the directory has otherwise,\n" +
+			"or has no more, and files with a fault.",
+		Example: "  sidegate policy list\n  sidegate policy list -o json",
+		Args:    cli.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			if err := checkOutput(output); err != nil {
 				return err

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"sidegate/cgroups"
+	"sidegate/observe/cli"
 )
 
 func newStatus(e *env) *cobra.Command {
@@ -21,7 +22,10 @@ func newStatus(e *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show pods, containers, roles, policies, attached hooks and counters",
-		Args:  noArgs,
+		Long: "List what is in the kernel: pods with their policy and ports, containers with their role, hooks that are attached or missing, counters,\n" +
+			"and drops by reason. What has ended is forgotten first.",
+		Example: "  sidegate status\n  sidegate status -o json | jq '.pods[].containers[] | select(.missingHooks)'",
+		Args:    cli.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			if err := checkOutput(output); err != nil {
 				return err

@@ -6,6 +6,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"sidegate/cgroups"
+	"sidegate/observe/cli"
 )
 
 func newUnload(e *env) *cobra.Command {
@@ -15,8 +16,9 @@ func newUnload(e *env) *cobra.Command {
 		Short: "Remove everything of Sidegate from the kernel",
 		Long: "Remove all links, programs, maps and pins.\n" +
 			"Refused while pods are managed: with --force their containers run on without enforcement.",
-		Args: noArgs,
-		RunE: func(*cobra.Command, []string) error { return cgroups.Unload(e.state, force) },
+		Example: "  sidegate unload\n  sidegate unload --force    # whatever runs",
+		Args:    cli.NoArgs,
+		RunE:    func(*cobra.Command, []string) error { return cgroups.Unload(e.state, force) },
 	}
 	cmd.Flags().BoolVar(&force, "force", false, "also while pods are managed")
 	return cmd

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"sidegate/bpf"
+	"sidegate/observe/cli"
 )
 
 // version is set by the linker (-X main.version).
@@ -16,9 +17,11 @@ var version = "devel"
 
 func newVersion(e *env) *cobra.Command {
 	return &cobra.Command{
-		Use:   "version",
-		Short: "Print the version, the ABI of the state and the Go version",
-		Args:  noArgs,
+		Use:     "version",
+		Short:   "Print the version, the ABI of the state and the Go version",
+		Long:    "State of another ABI in the kernel is refused, not touched: see `sidegate unload`.",
+		Example: "  sidegate version",
+		Args:    cli.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			_, err := fmt.Fprintf(e.stdout, "sidegate %s, ABI %d, %s %s/%s\n", version, bpf.ABI, runtime.Version(), runtime.GOOS, runtime.GOARCH)
 			return err

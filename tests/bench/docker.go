@@ -25,7 +25,7 @@ func measureDocker(ctx context.Context, e *env, w *world) (figures []figure, not
 		return nil, nil, err
 	}
 	defer func() { err = errors.Join(err, l.Close(), w.unload(context.WithoutCancel(ctx))) }()
-	end, err := l.Docker.StartDriver(ctx, filepath.Join(e.bin, "sidegate-docker"), "-policy-dir", filepath.Join(w.dir, "policies"))
+	end, err := l.Docker.StartDriver(ctx, filepath.Join(e.bin, "sidegate-docker"), "--policy-dir", filepath.Join(w.dir, "policies"))
 	if err != nil {
 		return nil, nil, err
 	}

@@ -38,7 +38,7 @@ func measureNRI(ctx context.Context, e *env, w *world) (figures []figure, notes 
 	if err := os.WriteFile(config, fmt.Appendf(nil, "hook: %s\npolicyDir: %s\n", w.hook, filepath.Join(w.dir, "policies")), 0o644); err != nil {
 		return nil, nil, err
 	}
-	end, err := l.Containerd.StartPlugin(ctx, filepath.Join(e.bin, "sidegate-nri"), "-config", config, "-verbose")
+	end, err := l.Containerd.StartPlugin(ctx, filepath.Join(e.bin, "sidegate-nri"), "--config", config, "--log-level=debug")
 	if err != nil {
 		return nil, nil, err
 	}
@@ -108,7 +108,7 @@ func measureNRI(ctx context.Context, e *env, w *world) (figures []figure, notes 
 	return []figure{f, s}, []string{fmt.Sprintf("nri: the goal of %d ms for 99 of 100 answers is %s: %s takes %s ms", nriGoal, word, worst.Side, number(worst.P99))}, nil
 }
 
-var requestLine = regexp.MustCompile(`event=(\w+) object="(?:pod|container) managed/[^"]*" took="?([^"\s]+)"?`)
+var requestLine = regexp.MustCompile(`pod=managed/\S+ .*request=(\w+) took="?([^"\s]+)"?`)
 
 // requestTimes reads how long the plugin took for each kind of request about managed pods, in ms, from its log.
 func requestTimes(log []byte) (events []string, values map[string][]float64, err error) {

@@ -298,7 +298,7 @@ func (b *tlsBench) startRelay(binary string) (err error) {
 		return err
 	}
 	b.events = filepath.Join(b.dir, "events.json")
-	if b.relay, err = b.t.w.spawn(b.cgroup, "", nil, binary, "-events", b.events); err != nil {
+	if b.relay, err = b.t.w.spawn(b.cgroup, "", nil, binary, "--events", b.events); err != nil {
 		return err
 	}
 	return lab.WaitFor(lab.Patience, "the TLS relay", func() (bool, error) {

@@ -137,7 +137,7 @@ func (s *scene) install(ctx context.Context, e *env) (end func() error, err erro
 	}
 	switch {
 	case s.lab.Docker != nil:
-		return s.lab.Docker.StartDriver(ctx, filepath.Join(e.bin, "sidegate-docker"), "-policy-dir", lab.PolicyDir(s.lab.Dir))
+		return s.lab.Docker.StartDriver(ctx, filepath.Join(e.bin, "sidegate-docker"), "--policy-dir", lab.PolicyDir(s.lab.Dir))
 	case s.lab.Containerd == nil:
 		return func() error { return nil }, nil
 	}
@@ -145,7 +145,7 @@ func (s *scene) install(ctx context.Context, e *env) (end func() error, err erro
 	if err := os.WriteFile(config, fmt.Appendf(nil, "hook: %s\npolicyDir: %s\n", hook, lab.PolicyDir(s.lab.Dir)), 0o644); err != nil {
 		return nil, err
 	}
-	return s.lab.Containerd.StartPlugin(ctx, filepath.Join(e.bin, "sidegate-nri"), "-config", config)
+	return s.lab.Containerd.StartPlugin(ctx, filepath.Join(e.bin, "sidegate-nri"), "--config", config)
 }
 
 // newNonce marks what one attempt sends.

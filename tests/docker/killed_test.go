@@ -132,7 +132,7 @@ func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		g.note(http.NewResponseController(w).Flush())
 	}
 	current.kill()
-	launchDriver(g.t, "-socket", g.socket)
+	launchDriver(g.t, "--socket", g.socket)
 	if at != heard {
 		panic(http.ErrAbortHandler) // the connection ends
 	}
@@ -236,7 +236,7 @@ func wantInventory(t testing.TB, want map[string]int) {
 func TestKilledAtEachRequest(t *testing.T) {
 	ctx := begin(t, lab.Moby)
 	g := newGate(t)
-	startDriver(ctx, t, "-socket", g.socket)
+	startDriver(ctx, t, "--socket", g.socket)
 	// Docker gives up at the end of a connection.
 	again := func(t *testing.T, what string, do func() error) {
 		t.Helper()

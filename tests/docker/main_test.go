@@ -182,7 +182,7 @@ func launchDriver(t *testing.T, flags ...string) *driver {
 	must(t, err)
 	defer log.Close()
 	d := &driver{t: t, log: log.Name(), ended: make(chan error, 1)}
-	args := append([]string{"-policy-dir", world.policies, "-data-dir", dataDir(), "-metrics-address", metricsAddress, "-verbose"}, flags...)
+	args := append([]string{"--policy-dir", world.policies, "--data-dir", dataDir(), "--metrics-address", metricsAddress, "--log-level=debug"}, flags...)
 	d.cmd = exec.Command(filepath.Join(world.bin, "sidegate-docker"), args...)
 	d.cmd.Stdout, d.cmd.Stderr = log, log
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}

@@ -81,7 +81,7 @@ func startManaged(ctx context.Context, t *testing.T) *driver {
 			t.Errorf("the plugin is removed, and there are its processes %v", pids)
 		}
 	})
-	docker("plugin", "set", plugin, "SIDEGATE_METRICS_ADDRESS="+metricsAddress, "SIDEGATE_LOG_LEVEL=info", "args=-log-level debug", "policies.source="+policies)
+	docker("plugin", "set", plugin, "SIDEGATE_METRICS_ADDRESS="+metricsAddress, "SIDEGATE_LOG_LEVEL=info", "args=--log-level debug", "policies.source="+policies)
 	docker("plugin", "enable", plugin)
 	d := &driver{t: t, ended: make(chan error, 1)}
 	d.waitReady(ctx)
@@ -144,7 +144,7 @@ func TestManagedPlugin(t *testing.T) {
 	must(t, err)
 	newManagedMesh(ctx, t)
 	wantInUse(ctx, t)
-	if out, err := exec.Command(filepath.Join(world.bin, "sidegate-docker"), "-socket", filepath.Join(t.TempDir(), "s")).CombinedOutput(); err == nil ||
+	if out, err := exec.Command(filepath.Join(world.bin, "sidegate-docker"), "--socket", filepath.Join(t.TempDir(), "s")).CombinedOutput(); err == nil ||
 		!strings.Contains(string(out), "docker plugin disable") {
 		t.Errorf("the same as a service beside it: %v: %s", err, out)
 	}

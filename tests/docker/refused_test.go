@@ -185,7 +185,7 @@ func TestRefusedInSpiteOfFaults(t *testing.T) {
 	f := &faults{}
 	broken := t.TempDir()
 	must(t, os.WriteFile(filepath.Join(broken, "default.yaml"), []byte("apiVersion: x\n"), 0o644))
-	d := startDriver(ctx, t, "-docker-socket", serveFaults(t, f), "-policy-dir", broken)
+	d := startDriver(ctx, t, "--docker-socket", serveFaults(t, f), "--policy-dir", broken)
 	newMesh(ctx, t)
 	sleep(ctx, t, "shop", "--network", mesh)
 	f.fail("/containers/", 2)

@@ -115,7 +115,7 @@ type probe struct {
 func (c *container) flags() map[string]string {
 	all := make(map[string]string)
 	for _, arg := range c.Command[1:] {
-		if name, ok := strings.CutPrefix(arg, "-"); ok {
+		if name, ok := strings.CutPrefix(arg, "--"); ok {
 			name, value, _ := strings.Cut(name, "=")
 			all[name] = value
 		}
@@ -276,10 +276,10 @@ func (r *rendered) checkRelay() {
 	if r.relay.Command[0] != "/sidegate/sidegate-tls" {
 		r.Errorf("the relay is %s", r.relay.Command)
 	}
-	given, known := r.relay.flags(), flagsIn(r.T, "cmd/sidegate-tls/main.go")
+	given, known := r.relay.flags(), flagsIn(r.T, "cmd/sidegate-tls/main.go", logFlags)
 	for name := range given {
 		if !known[name] {
-			r.Errorf("the relay has no flag -%s", name)
+			r.Errorf("the relay has no flag --%s", name)
 		}
 	}
 	if given["socket"] != cgroups.TLSSocket() {
@@ -287,6 +287,15 @@ func (r *rendered) checkRelay() {
 	}
 	if given["state-dir"] != r.config["stateDir"] {
 		r.Errorf("the relay's state is in %s, the plugin's in %v", given["state-dir"], r.config["stateDir"])
+	}
+	for flag, key := range map[string]string{"log-level": "logLevel", "log-format": "logFormat"} {
+		want := r.config[key]
+		if key == "logLevel" && r.values["verbose"] == true {
+			want = "debug"
+		}
+		if given[flag] != want {
+			r.Errorf("--%s of the relay is %q, the plugin's %s is %v", flag, given[flag], key, want)
+		}
 	}
 	if _, has := given["events"]; has != (values["events"] == true) {
 		r.Errorf("tls.events is %v, the relay's flags are %v", values["events"], given)
@@ -311,7 +320,7 @@ func (r *rendered) checkInstall() {
 	known := flagsIn(r.T, "nri/install.go")
 	for name := range given {
 		if !known[name] {
-			r.Errorf("install has no flag -%s", name)
+			r.Errorf("install has no flag --%s", name)
 		}
 	}
 	if hook := filepath.Join(given["to"], "sidegate-oci-hook"); r.config["hook"] != hook {
@@ -340,10 +349,10 @@ func (r *rendered) checkInstall() {
 
 func (r *rendered) checkPlugin() {
 	given := r.plugin.flags()
-	known := flagsIn(r.T, "nri/main.go")
+	known := flagsIn(r.T, "nri/main.go", logFlags)
 	for name := range given {
 		if !known[name] {
-			r.Errorf("the plugin has no flag -%s", name)
+			r.Errorf("the plugin has no flag --%s", name)
 		}
 	}
 	keys := configKeys(r.T)
@@ -356,7 +365,7 @@ func (r *rendered) checkPlugin() {
 		r.Errorf("the chart gives %v of the configuration's keys %v", slices.Sorted(maps.Keys(r.config)), slices.Sorted(maps.Keys(keys)))
 	}
 	if given["config"] != "/config/nri/config.yaml" {
-		r.Errorf("-config is %s", given["config"])
+		r.Errorf("--config is %s", given["config"])
 	}
 	state, _ := r.config["stateDir"].(string)
 	dir, _ := r.config["policyDir"].(string)
@@ -419,10 +428,17 @@ func (r *rendered) checkPolicies() {
 	}
 }
 
-// flagsIn finds the flags that a file defines.
-func flagsIn(t *testing.T, file string) map[string]bool {
-	return words(t, file, regexp.MustCompile(`\bf\.\w+Var\(&o\.\w+, "([a-z-]+)"`))
+// flagsIn finds the flags that files define.
+func flagsIn(t *testing.T, files ...string) map[string]bool {
+	all := make(map[string]bool)
+	for _, file := range files {
+		maps.Copy(all, words(t, file, regexp.MustCompile(`\bf\.\w+Var\(&[ol]\.\w+, "([a-z-]+)"`)))
+	}
+	return all
 }
+
+// logFlags is the file of the flags that all daemons have.
+const logFlags = "observe/cli/log.go"
 
 // configKeys finds the keys of the plugin's configuration.
 func configKeys(t *testing.T) map[string]bool {
@@ -567,10 +583,10 @@ func TestEverything(t *testing.T) {
 	r.values = valuesOf(t, file)
 	for _, want := range []string{
 		"registry.example/team/sidegate:v9", "imagePullPolicy: Always", "name: pull",
-		"/home/kubernetes/bin/sidegate/sidegate-oci-hook", "-ktls=/usr/share/sidegate/ktls", "-socket-path=/run/nri/nri.sock", "hookTimeoutSeconds: 90",
-		`- "true"`, "adopt: false", "logLevel: debug", "-name=barrier", "-idx=90", `example.org/without: "true"`,
-		"-containerd-address=/run/k3s/containerd/containerd.sock", "-metrics-address=[$(NODE_IP)]:19464",
-		`prometheus.io/port: "19464"`, "kind: PodMonitor", "interval: 15s", "release: prometheus", "- -verbose",
+		"/home/kubernetes/bin/sidegate/sidegate-oci-hook", "--ktls=/usr/share/sidegate/ktls", "--socket-path=/run/nri/nri.sock", "hookTimeoutSeconds: 90",
+		`- "true"`, "adopt: false", "logLevel: debug", "logFormat: json", "--name=barrier", "--idx=90", `example.org/without: "true"`,
+		"--containerd-address=/run/k3s/containerd/containerd.sock", "--metrics-address=[$(NODE_IP)]:19464",
+		`prometheus.io/port: "19464"`, "kind: PodMonitor", "interval: 15s", "release: prometheus", "- --log-level=debug",
 		"system-cluster-critical", "key: only", "disk: ssd", "key: mesh", "type: OnDelete", "terminationGracePeriodSeconds: 3",
 		"fsGroup: 0", `example.org/a: "1"`, `example.org/b: "2"`, "serviceAccountName: mine", "name: apply",
 	} {

@@ -283,7 +283,7 @@ func (e *Containerd) Log() ([]byte, error) { return os.ReadFile(e.daemon.logPath
 
 // StartPlugin starts an NRI plugin as a service and waits until containerd sends it requests. The returned func ends it.
 func (e *Containerd) StartPlugin(ctx context.Context, binary string, args ...string) (end func() error, err error) {
-	d, err := startDaemon(e.dir, "plugin", append([]string{binary, "-socket-path", nriSocket, "-metrics-address", pluginAddress}, args...)...)
+	d, err := startDaemon(e.dir, "plugin", append([]string{binary, "--socket-path", nriSocket, "--metrics-address", pluginAddress}, args...)...)
 	if err != nil {
 		return nil, err
 	}

@@ -427,7 +427,7 @@ const SidegateDriver = "sidegate"
 
 // StartDriver starts Sidegate's network driver and waits until it follows dockerd's events. The returned func ends it.
 func (e *Docker) StartDriver(ctx context.Context, binary string, args ...string) (end func() error, err error) {
-	d, err := startDaemon(e.dir, "driver", append([]string{binary, "-metrics-address", pluginAddress, "-data-dir", filepath.Join(e.dir, "driver")}, args...)...)
+	d, err := startDaemon(e.dir, "driver", append([]string{binary, "--metrics-address", pluginAddress, "--data-dir", filepath.Join(e.dir, "driver")}, args...)...)
 	if err != nil {
 		return nil, err
 	}

@@ -45,7 +45,7 @@ func (r *Relay) Start() error {
 		return err
 	}
 	defer cgroup.Close()
-	r.daemon = newDaemon(r.dir, "sidegate-tls", r.binary, "-verbose", "-events", r.Events)
+	r.daemon = newDaemon(r.dir, "sidegate-tls", r.binary, "--log-level=debug", "--events", r.Events)
 	r.daemon.cmd.Env = append(os.Environ(), r.env...)
 	r.daemon.cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(cgroup.Fd())}
 	if err := r.daemon.start(); err != nil {

@@ -132,7 +132,7 @@ func TestCtrAdopted(t *testing.T) {
 	t.Cleanup(func() { removeCtr(context.WithoutCancel(ctx), t, "before") })
 	must(t, ctr(ctx, t, p, "plain", []string{"--detach"}, sleep...))
 	t.Cleanup(func() { removeCtr(context.WithoutCancel(ctx), t, "plain") })
-	pl := startPlugin(ctx, t, "-containerd-address", world.Containerd.Address())
+	pl := startPlugin(ctx, t, "--containerd-address", world.Containerd.Address())
 	waitFor := func(what, pod string, count int) {
 		t.Helper()
 		err := lab.WaitFor(lab.Patience, what, func() (bool, error) { return len(status(t)[pod].Containers) == count, nil })

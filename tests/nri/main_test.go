@@ -160,7 +160,7 @@ func launchPlugin(t *testing.T, flags ...string) *plugin {
 	must(t, err)
 	defer log.Close()
 	p := &plugin{t: t, log: log.Name(), ended: make(chan error, 1)}
-	args := append([]string{"-config", world.config, "-socket-path", world.Containerd.NRISocket(), "-metrics-address", metricsAddress, "-verbose"}, flags...)
+	args := append([]string{"--config", world.config, "--socket-path", world.Containerd.NRISocket(), "--metrics-address", metricsAddress, "--log-level=debug"}, flags...)
 	p.cmd = exec.Command(filepath.Join(world.bin, "sidegate-nri"), args...)
 	p.cmd.Stdout, p.cmd.Stderr = log, log
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}

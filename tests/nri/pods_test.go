@@ -130,7 +130,7 @@ func TestHookMissing(t *testing.T) {
 	hook := filepath.Join(t.TempDir(), "gone")
 	config := filepath.Join(t.TempDir(), "nri.yaml")
 	must(t, os.WriteFile(config, fmt.Appendf(nil, "hook: %s\npolicyDir: %s\n", hook, world.policies), 0o644))
-	pl := startPlugin(ctx, t, "-config", config)
+	pl := startPlugin(ctx, t, "--config", config)
 	p := newPod(ctx, t, lab.PodOptions{Annotations: istio()})
 	got, err := runJoiner(ctx, t, p, "app")
 	wantError(t, err, hook)

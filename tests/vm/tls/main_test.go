@@ -177,7 +177,7 @@ func startRelay() error {
 		return err
 	}
 	defer group.Close()
-	world.relay = exec.Command(RelayPath, "-state-dir", state, "-verbose", "-events", eventsPath)
+	world.relay = exec.Command(RelayPath, "--state-dir", state, "--log-level=debug", "--events", eventsPath)
 	world.relay.Stdout, world.relay.Stderr = log, log
 	world.relay.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(group.Fd())}
 	if err := world.relay.Start(); err != nil {
