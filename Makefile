@@ -50,7 +50,7 @@ help:
 	@echo 'make build   the binaries, in bin/'
 	@echo 'make bench   what it costs, as ratios of interleaved runs, with charts; make bench-quick: a rough look'
 	@echo 'make lint    gofmt, vet, staticcheck, clang-format, shellcheck'
-	@echo 'make generate / check-generated   the BPF objects and their Go types'
+	@echo 'make generate / check-generated   the BPF objects and their Go types, and the reference of policies'
 	@echo 'make man     manual pages and completions of shells, in build/'
 	@echo 'make install / uninstall          DESTDIR, PREFIX, HOOKSDIR, UNITDIR, MANDIR, BASHDIR, ZSHDIR, FISHDIR'
 	@echo 'make image   a container image for Kubernetes, in podman and as build/sidegate-image.tar'
@@ -137,9 +137,9 @@ generate:
 	scripts/deps.sh generate >/dev/null
 	$(WITH_GO) go generate ./...
 
-# The committed objects are what the sources make.
+# The committed objects are what the sources make, and so are the policies' schema and reference.
 check-generated: generate
-	@git diff --exit-code --stat -- '*_bpfel.go' '*_bpfel.o' || \
+	@git diff --exit-code --stat -- '*_bpfel.go' '*_bpfel.o' contrib/schema docs/policy.md || \
 		{ echo 'generated files are not current: commit what `make generate` made'; exit 1; }
 
 install: build man

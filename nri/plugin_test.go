@@ -100,6 +100,22 @@ func TestRolesByLabels(t *testing.T) {
 	}
 }
 
+// containerd gives a container the labels of its image, whose author does not say what it is in the pod.
+func TestImageLabels(t *testing.T) {
+	w := newWorld(t, nil)
+	for _, role := range []string{"none", "sidecar", "init", "boss"} {
+		p := w.mustRun(role, podOptions{annotations: map[string]string{"sidegate/role.proxy": "sidecar", "sidegate/role.web": "app"}})
+		image := ctrOptions{labels: map[string]string{"sidegate/role": role, "sidegate/policy": "none"}}
+		p.mustStart("web", image)
+		p.mustStart("other", image)
+		w.wantRoles("shop/"+role, "other=app web=app")
+		p.remove()
+	}
+	p := w.mustRun("plain", podOptions{})
+	p.mustStart("web", ctrOptions{labels: map[string]string{"sidegate/role": "app"}})
+	w.wantRoles("shop/plain", "-")
+}
+
 // What can be seen wrong in a pod stops the pod, or the container, and says why.
 func TestRefusals(t *testing.T) {
 	w := newWorld(t, map[string]string{"a.yaml": podPolicy("a", "")})

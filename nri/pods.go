@@ -55,17 +55,15 @@ func (p *pod) hasSidecar() bool {
 	return false
 }
 
-// own returns what a container asks for by labels and annotations of its own. Those
-// that the runtime copied from the pod are the pod's.
+// own returns what a container asks for by annotations of its own. Those that the
+// runtime copied from the pod are the pod's. Its labels are not asked: containerd puts
+// those of its image among them, and an image must not say what it is.
 func (p *pod) own(c *api.Container) (policy.Request, error) {
 	keys := make(map[string]string)
-	for _, from := range []struct{ container, pod map[string]string }{
-		{c.GetLabels(), p.sandbox.GetLabels()}, {c.GetAnnotations(), p.sandbox.GetAnnotations()},
-	} {
-		for key, value := range from.container {
-			if of, has := from.pod[key]; !has || of != value {
-				keys[key] = value
-			}
+	of := p.sandbox.GetAnnotations()
+	for key, value := range c.GetAnnotations() {
+		if pods, has := of[key]; !has || pods != value {
+			keys[key] = value
 		}
 	}
 	maps.DeleteFunc(keys, func(key, _ string) bool { return policy.IsKeyOfContainer(key) })

@@ -2,4 +2,4 @@
 
 package policy
 
-//go:generate go run ./internal/schemagen ../contrib/schema/podpolicy.schema.json
+//go:generate go run ./internal/schemagen ../contrib/schema/podpolicy.schema.json ../docs/policy.md

@@ -53,10 +53,14 @@ const DefaultName = "default"
 // PodPolicy says how the containers of a pod may talk, to each other and to the outside.
 // The zero value of each field of Spec stands for its default, so that a Go literal needs only what differs.
 type PodPolicy struct {
-	APIVersion string   `yaml:"apiVersion" json:"apiVersion"` // the version of this format
-	Kind       string   `yaml:"kind" json:"kind"`
-	Metadata   Metadata `yaml:"metadata" json:"metadata"`
-	Spec       Spec     `yaml:"spec" json:"spec"` // {} is all defaults
+	// APIVersion is the version of this format.
+	APIVersion string `yaml:"apiVersion" json:"apiVersion"`
+	// Kind says that the document is a policy of this kind.
+	Kind string `yaml:"kind" json:"kind"`
+	// Metadata has the policy's name.
+	Metadata Metadata `yaml:"metadata" json:"metadata"`
+	// Spec is what the policy asks for; {} is all defaults.
+	Spec Spec `yaml:"spec" json:"spec"`
 
 	file  string // where it was read, or empty
 	line  int
@@ -194,8 +198,10 @@ type UnixAllow struct {
 
 // ContainerRole gives the container of a name its role.
 type ContainerRole struct {
-	Container string `yaml:"container" json:"container"` // a name
-	Role      Role   `yaml:"role" json:"role"`
+	// Container is the container's name.
+	Container string `yaml:"container" json:"container"`
+	// Role is what it is to its pod; none is left alone, inside a managed pod as well.
+	Role Role `yaml:"role" json:"role"`
 }
 
 // Redirect has the sidecar's own ports. Zero in Outbound and Inbound stands for the default, in DNS for off.

@@ -19,7 +19,9 @@ type LabelSelector struct {
 
 // Requirement is one of a selector's MatchExpressions.
 type Requirement struct {
-	Key      string   `yaml:"key" json:"key"` // of a label
+	// Key is that of a label.
+	Key string `yaml:"key" json:"key"`
+	// Operator relates the label to values. NotIn also holds where the label is not there at all.
 	Operator Operator `yaml:"operator" json:"operator"`
 	// Values are those of In and NotIn. Exists and DoesNotExist have none.
 	Values []string `yaml:"values,omitempty" json:"values,omitempty"`

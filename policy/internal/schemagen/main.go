@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command schemagen writes the JSON Schema of policies, from their Go types, for editors:
+// Command schemagen writes the JSON Schema of policies, from their Go types, for editors, and the reference for people:
 //
-//	schemagen FILE
+//	schemagen SCHEMA PAGE
 //
 // It runs in the directory of package policy, whose doc comments are the descriptions. A schema says less than the
-// package checks: what is invalid to it is invalid, but not the other way round.
+// package checks: what is invalid to it is invalid, but not the other way round. The page is made of the schema, so that
+// it has every field, and of an example of each.
 package main
 
 import (
@@ -42,29 +43,47 @@ const (
 )
 
 func main() {
-	if len(os.Args) != 2 {
-		fmt.Fprintln(os.Stderr, "usage: schemagen FILE")
+	if len(os.Args) != 3 {
+		fmt.Fprintln(os.Stderr, "usage: schemagen SCHEMA PAGE")
 		os.Exit(2)
 	}
-	if err := write(os.Args[1]); err != nil {
+	if err := write(os.Args[1], os.Args[2]); err != nil {
 		fmt.Fprintln(os.Stderr, "schemagen:", err)
 		os.Exit(1)
 	}
 }
 
-func write(file string) error {
-	text, err := schema(".")
+func write(schemaFile, pageFile string) error {
+	s, err := schema(".")
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+	text, err := schemaText(s)
+	if err != nil {
 		return err
 	}
-	return os.WriteFile(file, text, 0o644)
+	reference, err := page(s)
+	if err != nil {
+		return fmt.Errorf("write the reference: %w", err)
+	}
+	for file, b := range map[string][]byte{schemaFile: text, pageFile: reference} {
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+			return err
+		}
+		if err := os.WriteFile(file, b, 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func schemaText(s *jsonschema.Schema) ([]byte, error) {
+	text, err := json.MarshalIndent(s, "", "  ")
+	return append(text, '\n'), err
 }
 
 // schema returns the schema; the sources of package policy are in dir, which must be relative and without "..".
-func schema(dir string) ([]byte, error) {
+func schema(dir string) (*jsonschema.Schema, error) {
 	r := &jsonschema.Reflector{Anonymous: true, ExpandedStruct: true, RequiredFromJSONSchemaTags: true, Mapper: mapped}
 	if err := r.AddGoComments("sidegate/policy", dir); err != nil {
 		return nil, err
@@ -75,8 +94,7 @@ func schema(dir string) ([]byte, error) {
 	s := r.Reflect(&policy.PodPolicy{})
 	s.Title = "Sidegate's PodPolicy"
 	constrain(s)
-	text, err := json.MarshalIndent(s, "", "  ")
-	return append(text, '\n'), err
+	return s, nil
 }
 
 // description makes one line of a doc comment, about the field as it is written in YAML.
