@@ -4,6 +4,7 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -35,8 +36,7 @@ func newDoctor(e *env) *cobra.Command {
 			if err := checkOutput(output); err != nil {
 				return err
 			}
-			checks := append(cgroups.ProbeKernel(), probeRuntimes()...)
-			checks = append(checks, probePolicies(), probeRelay())
+			checks := machineChecks()
 			if err := printChecks(e.stdout, output, checks); err != nil {
 				return err
 			}
@@ -45,6 +45,12 @@ func newDoctor(e *env) *cobra.Command {
 	}
 	addOutput(cmd, &output)
 	return cmd
+}
+
+// machineChecks are all that doctor makes.
+func machineChecks() []cgroups.Check {
+	checks := append(cgroups.ProbeKernel(), probeRuntimes()...)
+	return append(checks, probePolicies(), probeRelay())
 }
 
 func printChecks(w io.Writer, output string, checks []cgroups.Check) error {
@@ -90,13 +96,15 @@ func probeRuntimes() []cgroups.Check {
 			checks = append(checks, c)
 			continue
 		}
-		out, err := exec.Command(path, "--version").Output()
+		ctx, cancel := context.WithTimeout(context.Background(), versionLimit)
+		out, err := say(ctx, path, "--version")
+		cancel()
 		if err != nil {
-			c.Detail = fmt.Sprintf("%s --version: %v", path, err)
+			c.Detail, c.Next = err.Error(), "run "+path+" --version, and mend what it says"
 			checks = append(checks, c)
 			continue
 		}
-		line, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
+		line, _, _ := strings.Cut(strings.TrimSpace(out), "\n")
 		c.OK, c.Detail = true, line
 		if r.note != "" {
 			c.Detail += " (" + r.note + ")"

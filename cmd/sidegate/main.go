@@ -30,6 +30,7 @@ type env struct {
 	args           []string
 	state          string // directory of pins
 	policyDir      string
+	sources        sources // for bugtool
 }
 
 func main() {
@@ -41,6 +42,7 @@ func main() {
 		state:  cgroups.StateDir(),
 
 		policyDir: cmp.Or(os.Getenv(policy.DirEnv), policy.DefaultDir),
+		sources:   defaultSources(),
 	}))
 }
 
@@ -78,7 +80,7 @@ func newRoot(e *env) *cobra.Command {
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.PersistentFlags().StringVar(&e.state, "state-dir", e.state, "directory of pins on a BPF file system ($"+cgroups.StateEnv+")")
-	root.AddCommand(newStatus(e), newDoctor(e), newObserve(e), newUnload(e), newVersion(e), newPolicy(e))
+	root.AddCommand(newStatus(e), newDoctor(e), newObserve(e), newBugtool(e), newUnload(e), newVersion(e), newPolicy(e))
 	return root
 }
 
