@@ -153,7 +153,7 @@ var sysctls = []string{
 }
 
 // bootWords are what is shown of the kernel's command line, which may have anything.
-var bootWords = regexp.MustCompile(`^(lsm|security|lockdown|apparmor|selinux|cgroup_\w+|cgroup2?|systemd\.unified_cgroup_hierarchy|systemd\.legacy_systemd_cgroup_controller|ipv6\.disable)(=|$)`)
+var bootWords = regexp.MustCompile(`^(lsm|security|lockdown|apparmor|selinux|cgroup2?|cgroup_\w+|systemd\.(unified_cgroup_hierarchy|legacy_systemd_cgroup_controller)|ipv6\.disable)(=|$)`)
 
 func collectKernel(_ context.Context, b *bundle) error {
 	var out strings.Builder
@@ -196,7 +196,11 @@ func collectKernel(_ context.Context, b *bundle) error {
 	return errors.Join(errs...)
 }
 
-var kernelOptions = regexp.MustCompile(`^(# )?CONFIG_(.*BPF.*|DEBUG_INFO_BTF\w*|CGROUP\w*|SOCK_CGROUP_DATA|LSM|SECURITY|SECURITYFS|SECURITY_(NETWORK|SELINUX|APPARMOR|LOCKDOWN_LSM)|NET_CLS\w*|NET_SCH_INGRESS|NET_XGRESS|NET_NS|VETH|BRIDGE|NF_TABLES\w*|NFT_\w+|TLS|INET_DIAG|INET_(TCP|UDP|RAW)_DIAG|INET_DIAG_DESTROY|IPV6|MPTCP|IP_SCTP|VSOCKETS|USER_NS|PID_NS|SECCOMP\w*|IO_URING|FTRACE|KPROBES)[= ]`)
+var kernelOptions = regexp.MustCompile(`^(# )?CONFIG_(` + strings.Join([]string{
+	`\w*BPF\w*`, `DEBUG_INFO_BTF\w*`, `CGROUP\w*`, `SOCK_CGROUP_DATA`, `LSM`, `SECURITY`, `SECURITYFS`, `SECURITY_(NETWORK|SELINUX|APPARMOR|LOCKDOWN_LSM)`,
+	`NET_CLS\w*`, `NET_SCH_INGRESS`, `NET_XGRESS`, `NET_NS`, `VETH`, `BRIDGE`, `NF_TABLES\w*`, `NFT_\w+`, `TLS`, `INET_DIAG\w*`, `INET_(TCP|UDP|RAW)_DIAG`,
+	`IPV6`, `MPTCP`, `IP_SCTP`, `VSOCKETS`, `USER_NS`, `PID_NS`, `SECCOMP\w*`, `IO_URING`, `FTRACE`, `FUNCTION_TRACER`, `KPROBES`,
+}, "|") + `)[= ]`)
 
 func collectKernelConfig(_ context.Context, b *bundle) error {
 	config, where, err := kernelConfig()

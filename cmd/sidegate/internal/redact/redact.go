@@ -73,7 +73,7 @@ func walk(v any) any {
 // word is a part of the name of a secret, wherever it is in the name; whole is one
 // that is a part of harmless names too.
 const (
-	word   = `passw(?:or)?d|passwd|passphrase|passcode|pwd|secret|token|credential|bearer|jwt|(?:api|access|priv|private|signing|encryption|account|shared|master|session|auth)[_.-]?key|session[_-]?id`
+	word   = `passw(?:or)?d|passwd|passphrase|passcode|pwd|secret|token|credential|bearer|jwt|(?:api|access|priv|private|signing|encryption|account|shared|master|session|auth)[_.-]?key`
 	whole  = `auths?|authorization|cookies?|psk|pass|htpasswd`
 	values = `value|exact|prefix|suffix|regex|match|content|data|text|default`
 	name   = `[A-Za-z0-9_.$/-]*(?:` + word + `)[A-Za-z0-9_.$/-]*|(?:[A-Za-z0-9_.$/-]*[_./-])?(?:` + whole + `)(?:[_-][A-Za-z0-9_.-]*)?`
