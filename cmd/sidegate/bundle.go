@@ -160,15 +160,20 @@ const (
 // say runs a command, and returns what it says, cut off. At ctx's end the command and
 // what it has started are ended. Of the environment it gets nothing but where things are.
 func say(ctx context.Context, name string, args ...string) (string, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=/root", "LANG=C.UTF-8"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
 	cmd.WaitDelay = commandGrace
-	out, errs := &head{max: maxCommand}, &head{max: 1 << 12}
+	out, errs := &head{max: maxCommand, full: cancel}, &head{max: 1 << 12}
 	cmd.Stdout, cmd.Stderr = out, errs
 	if err := cmd.Run(); err != nil {
-		if ctx.Err() != nil {
+		switch {
+		case out.cut:
+			return out.String(), fmt.Errorf("run %s: cut off: it says more than %d bytes", name, out.max)
+		case ctx.Err() != nil:
 			err = fmt.Errorf("%w: %w", ctx.Err(), err)
 		}
 		return out.String(), fmt.Errorf("run %s: %w: %s", name, err, strings.TrimSpace(errs.String()))
@@ -178,15 +183,19 @@ func say(ctx context.Context, name string, args ...string) (string, error) {
 
 // head keeps what is written first.
 type head struct {
-	buf bytes.Buffer
-	max int
-	cut bool
+	buf  bytes.Buffer
+	max  int
+	cut  bool
+	full func() // called when there is more, if it is set
 }
 
 func (h *head) Write(p []byte) (int, error) {
 	room := min(h.max-h.buf.Len(), len(p))
 	h.cut = h.cut || room < len(p)
 	h.buf.Write(p[:room])
+	if h.cut && h.full != nil {
+		h.full()
+	}
 	return len(p), nil
 }
 
