@@ -374,7 +374,7 @@ func TestBugtoolBroken(t *testing.T) {
 	pids := filepath.Join(dir, "pids")
 	script(t, dir, "podman", "/bin/sleep 1000 &\necho $$ $! >'"+pids+"'\nwait\n")
 	script(t, dir, "systemctl", "echo markstderr >&2\nexit 3\n")
-	script(t, dir, "journalctl", "/bin/yes\n")
+	script(t, dir, "journalctl", "exec /bin/yes 2026-11-30T10:00:00+0000 a line of a journal, which is about as long as most lines are\n")
 	t.Setenv("PATH", dir)
 	lock, err := os.Open(w.state)
 	must(t, err)
