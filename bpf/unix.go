@@ -63,21 +63,22 @@ func ProbeUnix() UnixKind {
 // not run them.
 func probeUnix(kind UnixKind) error {
 	if kind == UnixLSM {
-		return probeLSM()
+		return ProbeLSM()
 	}
 	return loadTrivial(ebpf.CGroupSockAddr, ebpf.AttachCgroupUnixConnect)
 }
 
-func probeLSM() error {
+// ProbeLSM returns why the kernel does not run programs of its security module for
+// BPF, or nil.
+func ProbeLSM() error {
 	// Where BPF is compiled in but not on, programs load and attach, and never
 	// run.
-	modules, err := securityModules()
+	modules, err := SecurityModules()
 	if err != nil {
 		return err
 	}
-	modules = strings.TrimSpace(modules)
-	if !slices.Contains(strings.Split(modules, ","), "bpf") {
-		return fmt.Errorf("bpf is not among the security modules %s", modules)
+	if !slices.Contains(modules, "bpf") {
+		return fmt.Errorf("bpf is not among the security modules %s", strings.Join(modules, ","))
 	}
 	// To find the number of a hook takes longer than all else here. Without it
 	// a program is invalid; where none is let in, EPERM comes first.
@@ -100,6 +101,15 @@ func loadTrivial(programType ebpf.ProgramType, attach ebpf.AttachType) error {
 		return err
 	}
 	return p.Close()
+}
+
+// SecurityModules returns the names of the kernel's security modules that are on.
+func SecurityModules() ([]string, error) {
+	text, err := securityModules()
+	if err != nil {
+		return nil, err
+	}
+	return strings.Split(strings.TrimSpace(text), ","), nil
 }
 
 // securityModules returns the names of those that are on, separated by commas.
@@ -196,7 +206,7 @@ func FamilyHook(role Role, ruled bool) (Hook, bool) {
 // LoadFamily loads the program of FamilyHook, which uses m's maps. It returns nil
 // where BPF is not among the kernel's security modules.
 func LoadFamily(m *Maps) (*ebpf.Program, error) {
-	if probeLSM() != nil {
+	if ProbeLSM() != nil {
 		return nil, nil
 	}
 	programs, err := loadLSM(m.byName(), lsmProgSgLsmSocket)

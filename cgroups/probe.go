@@ -45,7 +45,8 @@ func ProbeKernel() []Check {
 	load.Detail = fmt.Sprintf("%d programs, %d maps", len(node.Programs), len(node.Maps))
 	checks = append(checks, load)
 	checks = append(checks, probeHooks(node)...)
-	return append(append(checks, probeNetns(node), probeTCX(), probeUnix()), probeAcceleration(node)...)
+	checks = append(append(checks, probeNetns(node), probeTCX()), probeUnix()...)
+	return append(checks, probeAcceleration(node)...)
 }
 
 func probeVersion() Check {
@@ -192,19 +193,33 @@ func ProbeFailed(checks []Check) error {
 
 // probeUnix asks what can be judged of UNIX sockets, and of families that no
 // other hook sees.
-func probeUnix() Check {
+func probeUnix() []Check {
 	kind := bpf.ProbeUnix()
+	u := Check{Name: "UNIX sockets", OK: kind != bpf.UnixNone, Kernel: true, Detail: "judged by the name that a call is given"}
+	switch kind {
+	case bpf.UnixLSM:
+		u.Detail = "judged by the socket that it is, and its owner"
+	case bpf.UnixNone:
+		u.Detail, u.Cost = "no hook sees them", "rules for UNIX sockets are refused unless optional"
+		u.Next = "boot Linux 6.7 or later, or with bpf among the security modules (lsm=...,bpf)"
+	}
 	c := Check{Name: "BPF LSM", OK: kind == bpf.UnixLSM, Kernel: true}
 	if c.OK {
 		c.Detail = "rules for UNIX sockets by owner, AF_VSOCK and other families refused"
-		return c
+		return []Check{u, c}
 	}
-	c.Next = "boot with bpf among the security modules (lsm=...,bpf), or deny AF_VSOCK by seccomp"
-	c.Detail, c.Cost = "off", "rules for UNIX sockets go by the name that a call is given; AF_VSOCK and other families are not refused"
+	c.Detail, c.Next = "off", "boot with bpf among the security modules (lsm=...,bpf), or deny AF_VSOCK by seccomp"
+	switch err := bpf.ProbeLSM(); {
+	case errors.Is(err, unix.EPERM):
+		c.Detail, c.Next = "off: the kernel refuses its programs: it is locked down, or this is not root", "boot without lockdown=, or deny AF_VSOCK by seccomp"
+	case err != nil:
+		c.Detail += ": " + err.Error()
+	}
+	c.Cost = "rules for UNIX sockets go by the name that a call is given; AF_VSOCK and other families are not refused"
 	if kind == bpf.UnixNone {
 		c.Cost = "rules for UNIX sockets are refused unless optional; AF_VSOCK and other families are not refused"
 	}
-	return c
+	return []Check{u, c}
 }
 
 // probeAcceleration makes the self-test: a line for each mode of a policy, and one for

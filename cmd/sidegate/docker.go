@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"sidegate/cgroups"
 )
@@ -47,10 +48,11 @@ func (p places) probe() []cgroups.Check {
 	} else {
 		nri.Detail = err.Error()
 	}
+	plugin := probePlugin()
 	docker := cgroups.Check{Name: "Docker", Detail: p.docker}
 	if ok, err := serves(p.docker); !ok {
 		docker.Detail, docker.Cost = err.Error(), "none, if you do not use it"
-		return []cgroups.Check{nri, docker}
+		return []cgroups.Check{nri, plugin, docker}
 	}
 	docker.OK = true
 	driver := cgroups.Check{
@@ -68,7 +70,22 @@ func (p places) probe() []cgroups.Check {
 			driver.OK, driver.Detail = true, socket+", a managed plugin"
 		}
 	}
-	return []cgroups.Check{nri, docker, driver, probeDockerRuntime(p.config)}
+	return []cgroups.Check{nri, plugin, docker, driver, probeDockerRuntime(p.config)}
+}
+
+// probePlugin looks for the NRI plugin among all processes: it may be a service, the
+// runtime's, or a pod's.
+func probePlugin() cgroups.Check {
+	c := cgroups.Check{
+		Name: "NRI plugin", Detail: "no process sidegate-nri", Cost: "pods of containerd and CRI-O start without Sidegate", Next: "systemctl enable --now sidegate-nri",
+	}
+	exes, _ := filepath.Glob("/proc/[0-9]*/exe") // the pattern has no fault
+	for _, link := range exes {
+		if exe, err := os.Readlink(link); err == nil && strings.TrimSuffix(filepath.Base(exe), " (deleted)") == "sidegate-nri" {
+			c.OK, c.Detail = true, "process "+strings.Split(link, "/")[2]
+		}
+	}
+	return c
 }
 
 // probeDockerRuntime looks for the wrapper among Docker's runtimes.

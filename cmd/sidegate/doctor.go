@@ -4,6 +4,7 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
@@ -26,10 +28,13 @@ import (
 
 func newDoctor(e *env) *cobra.Command {
 	var output string
+	var all bool
 	cmd := &cobra.Command{
 		Use:   "doctor",
-		Short: "Show what this kernel and the installed runtimes offer, what is missing and what that costs",
+		Short: "Say what works on this machine, what does not, what that means, and what to type next",
 		Long: "Load and attach everything on a cgroup and a namespace of its own, look for runtimes, and remove it all again.\n" +
+			"JSON is a list of checks: name, ok, required (without it nothing is enforced, or containers do not start), kernel (it decides),\n" +
+			"detail, and where it is not ok, cost and next. Names stay as they are; there may be more.\n" +
 			"Exit code 0: all that is required is there. 1: something must be set up. 3: this kernel lacks something.",
 		Example: "  sidegate doctor\n  sidegate doctor -o json | jq '.[] | select(.ok | not)'",
 		Args:    cli.NoArgs,
@@ -37,22 +42,35 @@ func newDoctor(e *env) *cobra.Command {
 			if err := checkOutput(output); err != nil {
 				return err
 			}
-			checks := append(cgroups.ProbeKernel(), probeRuntimes()...)
-			checks = append(checks, probePolicies(), probeRelay())
-			if err := printChecks(e.stdout, output, checks); err != nil {
+			checks := machineChecks()
+			print := func() error { return printReport(e.stdout, thisMachine(), checks) }
+			switch {
+			case output == "json":
+				print = func() error { return printJSON(e.stdout, checks) }
+			case all:
+				print = func() error { return printChecks(e.stdout, checks) }
+			}
+			if err := print(); err != nil {
 				return err
 			}
 			return cgroups.ProbeFailed(checks)
 		},
 	}
 	addOutput(cmd, &output)
+	cmd.Flags().BoolVar(&all, "checks", false, "print each check, in a table")
 	return cmd
 }
 
-func printChecks(w io.Writer, output string, checks []cgroups.Check) error {
-	if output == "json" {
-		return printJSON(w, checks)
-	}
+// machineChecks are all that doctor makes: what asks the kernel beside what asks
+// programs, since both take their time.
+func machineChecks() []cgroups.Check {
+	runtimes := make(chan []cgroups.Check)
+	go func() { runtimes <- probeRuntimes() }()
+	checks := append(cgroups.ProbeKernel(), <-runtimes...)
+	return append(checks, probePolicies(), probeRelay())
+}
+
+func printChecks(w io.Writer, checks []cgroups.Check) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "CHECK\tSTATE\tDETAIL")
 	for _, c := range checks {
@@ -78,35 +96,49 @@ func printChecks(w io.Writer, output string, checks []cgroups.Check) error {
 // hookDirs are where podman and CRI-O look for hooks (oci-hooks(5)).
 var hookDirs = []string{"/usr/share/containers/oci/hooks.d", "/etc/containers/oci/hooks.d"}
 
+// programs are what runs containers, or has them run.
+var programs = []struct{ name, option, note string }{
+	{"podman", "--version", ""},
+	{"runc", "--version", "shows a hook's message in its error"},
+	{"crun", "--version", "shows a hook's message only with the annotation run.oci.hooks.stderr=/dev/stderr"},
+	{"containerd", "--version", ""},
+	{"crio", "--version", ""},
+	{"kubelet", "--version", ""},
+}
+
 func probeRuntimes() []cgroups.Check {
-	var checks []cgroups.Check
-	for _, r := range []struct{ name, note string }{
-		{"podman", ""},
-		{"runc", "shows a hook's message in its error"},
-		{"crun", "shows a hook's message only with the annotation run.oci.hooks.stderr=/dev/stderr"},
-	} {
-		c := cgroups.Check{Name: "runtime " + r.name}
-		path, err := exec.LookPath(r.name)
-		if err != nil {
-			c.Detail, c.Cost = "not installed", "none, if you do not use it"
-			checks = append(checks, c)
-			continue
-		}
-		out, err := exec.Command(path, "--version").Output()
-		if err != nil {
-			c.Detail = fmt.Sprintf("%s --version: %v", path, err)
-			checks = append(checks, c)
-			continue
-		}
-		line, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
-		c.OK, c.Detail = true, line
-		if r.note != "" {
-			c.Detail += " (" + r.note + ")"
-		}
-		checks = append(checks, c)
+	checks := make([]cgroups.Check, len(programs))
+	var wg sync.WaitGroup
+	for i, p := range programs {
+		wg.Go(func() { checks[i] = probeProgram(p.name, p.option, p.note) })
 	}
+	wg.Wait()
 	return slices.Concat(checks, probeHookFiles(hookDirs), defaultPlaces().probe())
 }
+
+func probeProgram(name, option, note string) cgroups.Check {
+	c := cgroups.Check{Name: "runtime " + name}
+	path, err := exec.LookPath(name)
+	if err != nil {
+		c.Detail, c.Cost = notInstalled, "none, if you do not use it"
+		return c
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), versionLimit)
+	defer cancel()
+	out, err := say(ctx, path, option)
+	if err != nil {
+		c.Detail, c.Next = err.Error(), "run "+path+" "+option+", and mend what it says"
+		return c
+	}
+	line, _, _ := strings.Cut(strings.TrimSpace(out), "\n")
+	c.OK, c.Detail = true, line
+	if note != "" {
+		c.Detail += " (" + note + ")"
+	}
+	return c
+}
+
+const notInstalled = "not installed"
 
 // probeHookFiles looks for the hooks' definitions, and for the one mistake that
 // podman does not report: a hook whose binary is missing is skipped. None is

@@ -22,6 +22,7 @@ type env struct {
 	args           []string
 	state          string // directory of pins
 	policyDir      string
+	sources        sources // for bugtool
 }
 
 func main() {
@@ -33,6 +34,7 @@ func main() {
 		state:  cgroups.StateDir(),
 
 		policyDir: cmp.Or(os.Getenv(policy.DirEnv), policy.DefaultDir),
+		sources:   defaultSources(),
 	}))
 }
 
@@ -51,7 +53,7 @@ func newRoot(e *env) *cobra.Command {
 			"  sidegate policy apply mesh.yaml     # a policy, in running pods too",
 	}
 	root.PersistentFlags().StringVar(&e.state, "state-dir", e.state, "`directory` of pins on a BPF file system ($"+cgroups.StateEnv+")")
-	root.AddCommand(newStatus(e), newDoctor(e), newObserve(e), newUnload(e), newVersion(e), newPolicy(e))
+	root.AddCommand(newStatus(e), newDoctor(e), newObserve(e), newBugtool(e), newUnload(e), newVersion(e), newPolicy(e))
 	cli.AddMan(root, version, cli.ManCommand)
 	cli.AddSections(root, "# FILES\n**"+policy.DefaultDir+"**\n:   policies\n\n"+
 		"**"+cgroups.DefaultState+"**\n:   what is enforced, pinned\n\n"+

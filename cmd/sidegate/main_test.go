@@ -79,6 +79,8 @@ func TestWrongUsage(t *testing.T) {
 		{"argument of doctor", []string{"doctor", "x"}, "x", "sidegate doctor --help"},
 		{"unknown output", []string{"status", "-o", "yaml"}, "yaml", "sidegate status --help"},
 		{"unknown output of doctor", []string{"doctor", "-o", "yaml"}, "yaml", "sidegate doctor --help"},
+		{"argument of bugtool", []string{"bugtool", "x"}, "x", "sidegate bugtool --help"},
+		{"timeout of bugtool that is none", []string{"bugtool", "--timeout", "0s"}, "0s", "sidegate bugtool --help"},
 		{"flag without its value", []string{"status", "--output"}, "--output", "sidegate status --help"},
 		{"value that is none", []string{"unload", "--force=perhaps"}, "perhaps", "sidegate unload --help"},
 		{"unknown policy command", []string{"policy", "aply"}, "aply", "sidegate policy --help"},
@@ -111,7 +113,7 @@ func TestHelp(t *testing.T) {
 		}
 	}
 	stdout, _, _ := call("/nowhere", "--help")
-	for _, word := range []string{"status", "doctor", "unload", "version", "completion", "--state-dir", cgroups.StateEnv} {
+	for _, word := range []string{"status", "doctor", "bugtool", "unload", "version", "completion", "--state-dir", cgroups.StateEnv} {
 		if !strings.Contains(stdout, word) {
 			t.Errorf("help does not name %s:\n%s", word, stdout)
 		}

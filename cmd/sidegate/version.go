@@ -23,8 +23,12 @@ func newVersion(e *env) *cobra.Command {
 		Example: "  sidegate version",
 		Args:    cli.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			_, err := fmt.Fprintf(e.stdout, "sidegate %s, ABI %d, %s %s/%s\n", version, bpf.ABI, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			_, err := fmt.Fprintln(e.stdout, versionLine())
 			return err
 		},
 	}
+}
+
+func versionLine() string {
+	return fmt.Sprintf("sidegate %s, ABI %d, %s %s/%s", version, bpf.ABI, runtime.Version(), runtime.GOOS, runtime.GOARCH)
 }

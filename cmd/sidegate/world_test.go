@@ -78,6 +78,7 @@ type world struct {
 	ns         *cgroups.Netns
 
 	capabilities []string // of the containers that start
+	args, env    []string // of their processes, which ignore them
 }
 
 // A container is a process that obeys, in a cgroup of its own.
@@ -173,8 +174,8 @@ func (w *world) process(ns *cgroups.Netns) *container {
 	dir, err := os.Open(path)
 	must(w.t, err)
 	defer dir.Close()
-	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), envProcess+"=1", "GORACE=atexit_sleep_ms=0")
+	cmd := exec.Command("/proc/self/exe", w.args...)
+	cmd.Env = append(append(os.Environ(), envProcess+"=1", "GORACE=atexit_sleep_ms=0"), w.env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
 	in, err := cmd.StdinPipe()
 	must(w.t, err)

@@ -149,7 +149,7 @@ func TestManagedPlugin(t *testing.T) {
 		t.Errorf("the same as a service beside it: %v: %s", err, out)
 	}
 	wantReserved(ctx, t)
-	if out, _ := exec.Command(filepath.Join(world.bin, "sidegate"), "doctor").CombinedOutput(); !strings.Contains(string(out), "a managed plugin") {
+	if out, _ := exec.Command(filepath.Join(world.bin, "sidegate"), "doctor", "--checks").CombinedOutput(); !strings.Contains(string(out), "a managed plugin") {
 		t.Errorf("sidegate doctor does not find it: %s", out)
 	}
 

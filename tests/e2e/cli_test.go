@@ -258,6 +258,10 @@ func TestDoctor(t *testing.T) {
 		}
 	}
 	stdout, _, code = doctor(t, good)
+	if code != 0 || !regexp.MustCompile(`(?m)^  podman hook +works: `).MatchString(stdout) {
+		t.Errorf("report: %d, %s", code, stdout)
+	}
+	stdout, _, code = doctor(t, good, "--checks")
 	if code != 0 || !strings.HasPrefix(stdout, "CHECK ") || !regexp.MustCompile(`(?m)^podman hook +present`).MatchString(stdout) {
 		t.Errorf("table: %d, %s", code, stdout)
 	}
