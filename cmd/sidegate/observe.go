@@ -24,6 +24,8 @@ import (
 	"sidegate/cgroups"
 )
 
+var errNothingLoaded = errors.New("nothing is loaded: no container has been attached since boot")
+
 // observation is what to show.
 type observation struct {
 	output     string
@@ -102,7 +104,7 @@ func (o *observation) check() error {
 func (o *observation) run(ctx context.Context, e *env) error {
 	events, err := cgroups.OpenEvents(e.state, o.size)
 	if errors.Is(err, cgroups.ErrNotLoaded) {
-		return errors.New("nothing is loaded: no container has been attached since boot")
+		return errNothingLoaded
 	}
 	if err != nil {
 		return err
