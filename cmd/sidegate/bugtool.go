@@ -20,7 +20,9 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
 	"golang.org/x/sys/unix"
+	"sidegate/observe/cli"
 )
 
 func newBugtool(e *env) *cobra.Command {

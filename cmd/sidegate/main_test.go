@@ -91,6 +91,11 @@ func TestWrongUsage(t *testing.T) {
 		{"unknown output of audit", []string{"policy", "audit", "-o", "yaml"}, "yaml", "sidegate policy audit --help"},
 		{"init without a pod", []string{"policy", "init"}, "--pod", "sidegate policy init --help"},
 		{"init with a name that is none", []string{"policy", "init", "--pod", "a", "--name", "A B"}, "A B", "sidegate policy init --help"},
+		{"unknown output of graph", []string{"graph", "-o", "png"}, "png", "sidegate graph --help"},
+		{"network of graph", []string{"graph", "--group", "24,129"}, "129 bits", "sidegate graph --help"},
+		{"time of graph", []string{"graph", "--since", "-1h"}, "-1h", "sidegate graph --help"},
+		{"order of top", []string{"top", "--sort", "size"}, "size", "sidegate top --help"},
+		{"interval of top", []string{"top", "--interval", "1ms"}, "1ms", "sidegate top --help"},
 		{"explain without ends", []string{"policy", "explain", "--from", "a/b"}, "--to", "sidegate policy explain --help"},
 		{"explain with an end that is none", []string{"policy", "explain", "--from", "a/b", "--to", "192.0.2.1"}, "host:port", "sidegate policy explain --help"},
 	} {
@@ -113,7 +118,7 @@ func TestHelp(t *testing.T) {
 		}
 	}
 	stdout, _, _ := call("/nowhere", "--help")
-	for _, word := range []string{"status", "doctor", "bugtool", "unload", "version", "completion", "--state-dir", cgroups.StateEnv} {
+	for _, word := range []string{"status", "doctor", "observe", "top", "graph", "bugtool", "unload", "version", "completion", "--state-dir", cgroups.StateEnv} {
 		if !strings.Contains(stdout, word) {
 			t.Errorf("help does not name %s:\n%s", word, stdout)
 		}

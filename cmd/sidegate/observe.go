@@ -25,6 +25,8 @@ import (
 	"sidegate/observe/names"
 )
 
+var errNothingLoaded = errors.New("nothing is loaded: no container has been attached since boot")
+
 // observation is what to show.
 type observation struct {
 	output     string
@@ -208,7 +210,7 @@ func ended(err error) error {
 func (o *observation) watch(ctx context.Context, e *env, p *printer, after time.Time, first ...func() error) error {
 	events, err := cgroups.OpenEvents(e.state, o.size)
 	if errors.Is(err, cgroups.ErrNotLoaded) {
-		return errors.New("nothing is loaded: no container has been attached since boot")
+		return errNothingLoaded
 	}
 	if err != nil {
 		return err
@@ -265,27 +267,11 @@ func (o *observation) printer(ctx context.Context, e *env) *printer {
 	p.colored = o.color == "always" || o.color == "auto" && isTerminal(e.stdout) && os.Getenv("NO_COLOR") == ""
 	if o.resolve {
 		p.names = names.New(ctx, append(names.Sources(), names.Source{Name: "sidegate", List: func(context.Context) (map[netip.Addr]string, error) {
-			return podAddresses(e.state)
+			st, err := cgroups.ReadStatus(e.state)
+			return podAddresses(st.Pods), err
 		}}))
 	}
 	return p
-}
-
-// podAddresses are those of managed pods, which a runtime may not know.
-func podAddresses(state string) (map[netip.Addr]string, error) {
-	st, err := cgroups.ReadStatus(state)
-	if err != nil {
-		return nil, err
-	}
-	known := make(map[netip.Addr]string)
-	for _, p := range st.Pods {
-		for _, a := range p.Addresses {
-			if p.Pod != "" && !a.IsLinkLocalUnicast() && !a.IsLoopback() {
-				known[a] = p.Pod
-			}
-		}
-	}
-	return known, nil
 }
 
 func isTerminal(w io.Writer) bool {

@@ -27,7 +27,13 @@ import (
 // standard input says.
 const envProcess = "SIDEGATE_TEST_PROCESS"
 
+// envMain makes it be the command.
+const envMain = "SIDEGATE_TEST_MAIN"
+
 func TestMain(m *testing.M) {
+	if os.Getenv(envMain) != "" {
+		main()
+	}
 	if os.Getenv(envProcess) != "" {
 		obey(os.Stdin, os.Stdout)
 		return
