@@ -39,6 +39,8 @@ type events struct {
 
 	mu   sync.Mutex
 	lost int
+	// onLost is called for each that there was no room for; may be nil.
+	onLost func()
 }
 
 const queued = 4096 // lines
@@ -97,6 +99,9 @@ func (e *events) put(v *event) {
 	}
 	if !e.offer(v) {
 		e.lost++
+		if e.onLost != nil {
+			e.onLost()
+		}
 	}
 }
 
@@ -136,6 +141,7 @@ type connEvents struct {
 	cookie uint64
 	from   string
 	base   event
+	result string // of the connection, for metrics
 }
 
 // who looks up whose connection it is, once, if anybody is told.
@@ -154,6 +160,7 @@ func (c *connEvents) who(r *cgroups.TLSRelay, o cgroups.TLSOrigin) {
 }
 
 func (c *connEvents) event(e relay.Event) {
+	c.node.metrics.event(&e, &c.result)
 	v := c.base
 	v.Time, v.NetnsCookie, v.From, v.Event = time.Now(), c.cookie, c.from, e
 	c.node.events.put(&v)
@@ -163,4 +170,5 @@ func (c *connEvents) event(e relay.Event) {
 func (c *connEvents) fail(err error) {
 	c.node.log.Warnf("connection of pod %d from %s: %v", c.cookie, c.from, err)
 	c.event(relay.Event{Kind: relay.KindRefused, Reason: err.Error()})
+	c.result = resultFailed
 }

@@ -35,6 +35,7 @@ type options struct {
 	state       string
 	socket      string
 	events      string
+	metrics     string
 	verbose     bool
 	connections int
 	version     bool
@@ -49,6 +50,7 @@ func parseOptions(args []string, stderr io.Writer) (options, error) {
 	f.StringVar(&o.state, "state-dir", o.state, "where the pins are, a `directory` on a BPF file system")
 	f.StringVar(&o.socket, "socket", o.socket, "`socket` at which the front-ends ask")
 	f.StringVar(&o.events, "events", "", "write what happens to this `file`, a line of JSON each; - is the standard output (default: do not)")
+	f.StringVar(&o.metrics, "metrics-address", "", "serve /metrics, /healthz and /readyz on this `address`, such as 127.0.0.1:9466 (default: do not)")
 	f.IntVar(&o.connections, "max-connections", 4096, "`number` of connections that a pod may have at a time")
 	f.BoolVar(&o.verbose, "verbose", false, "log each connection")
 	f.BoolVar(&o.version, "version", false, "print the version")

@@ -17,11 +17,12 @@ import (
 
 // node is the relay in all pods.
 type node struct {
-	state  string
-	events *events
-	log    *logrus.Logger
-	most   int // connections of a pod
-	rules  rules
+	state   string
+	events  *events
+	metrics *metrics
+	log     *logrus.Logger
+	most    int // connections of a pod
+	rules   rules
 
 	mu    sync.Mutex
 	relay *cgroups.TLSRelay // nil until the state was opened
@@ -29,7 +30,7 @@ type node struct {
 }
 
 func newNode(o *options, e *events, log *logrus.Logger) *node {
-	return &node{state: o.state, most: o.connections, events: e, log: log, pods: make(map[uint64]*pod)}
+	return &node{state: o.state, most: o.connections, events: e, metrics: newMetrics(), log: log, pods: make(map[uint64]*pod)}
 }
 
 // open opens the state and listens in the pods that are there: this relay may have been
@@ -116,7 +117,18 @@ func (n *node) listenLocked(p cgroups.TLSPod) error {
 		return err
 	}
 	n.pods[p.Cookie] = startPod(n, n.relay, l)
+	n.metrics.pods.Set(float64(len(n.pods)))
 	n.log.Debugf("listening in pod %d, on port %d", p.Cookie, p.Port)
+	return nil
+}
+
+// ready says why the relay does not serve, nil if it does.
+func (n *node) ready() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.relay == nil {
+		return errors.New("what is loaded could not be opened")
+	}
 	return nil
 }
 
@@ -156,6 +168,7 @@ func (n *node) sweep() {
 		}
 	}
 	n.rules.keep(used)
+	n.metrics.pods.Set(float64(len(n.pods)))
 }
 
 // settleTime is how long a policy may take from when the relay was asked to listen until it

@@ -91,6 +91,7 @@ func (p *pod) accept(l *net.TCPListener) {
 // refuse is for one connection too many: a pod cannot take the relay from the others.
 func (p *pod) refuse(c *net.TCPConn) {
 	out := &connEvents{node: p.node, cookie: p.listener.Cookie, from: c.RemoteAddr().String()}
+	defer p.node.metrics.begin(out)()
 	out.fail(fmt.Errorf("the pod has %d connections through the relay: that is the most (-max-connections)", p.node.most))
 	reset(c)
 }
@@ -109,6 +110,7 @@ func (p *pod) serve(app *net.TCPConn) {
 		err = errors.New("the connection is to the relay itself: nothing was redirected")
 	}
 	if err != nil {
+		defer p.node.metrics.begin(out)()
 		out.fail(err)
 		reset(app)
 		return
@@ -121,6 +123,7 @@ func (p *pod) serve(app *net.TCPConn) {
 		}
 		return
 	}
+	defer p.node.metrics.begin(out)()
 	pol, err := p.relay.Policy(p.listener.Cookie)
 	var r asked
 	if err == nil {
@@ -215,16 +218,18 @@ func (p *pod) drain() {
 		b := p.boxes[h.App]
 		p.mu.Unlock()
 		if b == nil {
+			p.node.metrics.keys.WithLabelValues(keysStray).Inc()
 			if strays++; strays == 1 {
 				p.node.log.Warnf("pod %d: process %d hands over keys for %s, which is no connection here", p.listener.Cookie, h.PID, h.App)
 			}
 			return
 		}
-		b.put(&h)
+		p.node.metrics.keys.WithLabelValues(b.put(&h)).Inc()
 	})
 }
 
-func (b *box) put(h *cgroups.HandedOver) {
+// put says what became of the keys, for metrics.
+func (b *box) put(h *cgroups.HandedOver) string {
 	keys, err := record.ParseKeys(h.Bytes)
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -240,9 +245,10 @@ func (b *box) put(h *cgroups.HandedOver) {
 		b.err = errors.New("the app hands over more keys than it uses")
 	default:
 		b.keys[side] = append(b.keys[side], keys)
-		return
+		return keysTaken
 	}
 	keys.Wipe()
+	return keysRefused
 }
 
 // Next is relay.Keys.

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sidegate/cgroups"
+	"sidegate/observe"
 )
 
 // sweepInterval is how often the relay looks for pods that are gone: until it has closed its
@@ -33,12 +34,22 @@ func run(ctx context.Context, o options, log *logrus.Logger) error {
 	if err := keepSecret(); err != nil {
 		return err
 	}
+	var metrics net.Listener
+	if o.metrics != "" {
+		l, err := observe.Listen(o.metrics)
+		if err != nil {
+			return usageError{err}
+		}
+		defer l.Close()
+		metrics = l
+	}
 	events, err := openEvents(o.events)
 	if err != nil {
 		return usageError{err}
 	}
 	defer events.Close()
 	n := newNode(&o, events, log)
+	events.onLost = n.metrics.lost.Inc
 	defer n.close()
 	// Before the socket is there: whoever asks finds a relay that knows the pods.
 	if err := n.open(); err != nil {
@@ -57,6 +68,14 @@ func run(ctx context.Context, o options, log *logrus.Logger) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	beside.Go(func() { n.sweepAll(ctx) })
+	if metrics != nil {
+		log.Infof("serving metrics on %s", metrics.Addr())
+		beside.Go(func() {
+			if err := observe.Serve(ctx, metrics, n.metrics.registry, n.ready); err != nil {
+				log.Error(err)
+			}
+		})
+	}
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
 	for {
