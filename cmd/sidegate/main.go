@@ -78,7 +78,7 @@ func newRoot(e *env) *cobra.Command {
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.PersistentFlags().StringVar(&e.state, "state-dir", e.state, "directory of pins on a BPF file system ($"+cgroups.StateEnv+")")
-	root.AddCommand(newStatus(e), newDoctor(e), newObserve(e), newUnload(e), newVersion(e), newPolicy(e))
+	root.AddCommand(newStatus(e), newDoctor(e), newObserve(e), newExporter(e), newUnload(e), newVersion(e), newPolicy(e))
 	return root
 }
 
