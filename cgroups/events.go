@@ -22,6 +22,7 @@ import (
 // Events reads what happens from now on. It owns a ring buffer in the kernel until Close. A reader that is killed is
 // forgotten by the programs within seconds.
 type Events struct {
+	state   string
 	maps    *bpf.Maps
 	ring    *ebpf.Map
 	reader  *ringbuf.Reader
@@ -50,7 +51,7 @@ func OpenEvents(state string, size uint32) (_ *Events, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, s.Close()) }() // the lock, that no other takes the same slot
-	e := &Events{boot: time.Now().Add(-bootTime()), stop: make(chan struct{})}
+	e := &Events{state: state, boot: time.Now().Add(-bootTime()), stop: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, e.Close())
@@ -130,6 +131,27 @@ func (e *Events) renew() {
 
 // Lost is how many events this reader was too slow for.
 func (e *Events) Lost() uint64 { return atomic.LoadUint64(&e.readers().Lost[e.slot]) }
+
+// Current tells whether what is loaded is what this reads from: it may have been unloaded since, and loaded again.
+func (e *Events) Current() (bool, error) { return isCurrent(e.state, e.maps) }
+
+// isCurrent tells whether maps are those of what is loaded at state.
+func isCurrent(state string, maps *bpf.Maps) (bool, error) {
+	m, err := (&Store{dir: VersionDir(state)}).pinnedMap("pods")
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("open map pods: %w", err)
+	}
+	defer m.Close()
+	now, err := mapID(m)
+	if err != nil {
+		return false, err
+	}
+	then, err := mapID(maps.Pods)
+	return now == then, err
+}
 
 // Close ends the reading: Read returns os.ErrClosed.
 func (e *Events) Close() error {

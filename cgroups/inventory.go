@@ -60,8 +60,7 @@ type PinnedLink struct {
 }
 
 const (
-	maxPins    = 50000
-	maxCounted = 100000
+	maxPins = 50000
 )
 
 // ReadPins lists what is pinned below the state directory, of any version. It takes no
@@ -126,27 +125,21 @@ func describeMap(name string, m *ebpf.Map) (p Pinned, err error) {
 	}
 	id, _ := info.ID()
 	return Pinned{Kind: "map", Type: info.Type.String(), ID: uint32(id), Map: &PinnedMap{
-		Name: info.Name, KeySize: info.KeySize, ValueSize: info.ValueSize, Capacity: info.MaxEntries, Flags: info.Flags, Entries: countEntries(name, m),
+		Name: info.Name, KeySize: info.KeySize, ValueSize: info.ValueSize, Capacity: info.MaxEntries, Flags: info.Flags, Entries: pinnedEntries(name, m),
 	}}, nil
 }
 
-// countEntries reads keys alone.
-func countEntries(name string, m *ebpf.Map) int {
+// pinnedEntries is -1 for what cannot be counted, and must not be read.
+func pinnedEntries(name string, m *ebpf.Map) int {
 	switch m.Type() {
 	case ebpf.Array, ebpf.PerCPUArray:
 		return int(m.MaxEntries())
 	}
-	if _, secret := secretMaps[name]; secret {
+	if _, secret := secretMaps[name]; secret || !counts(m.Type()) {
 		return -1
 	}
-	key, next := make([]byte, m.KeySize()), make([]byte, m.KeySize())
-	n := 0
-	err := m.NextKey(nil, &next)
-	for ; err == nil && n < maxCounted; err = m.NextKey(&key, &next) {
-		key, next = next, key
-		n++
-	}
-	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+	n, err := countEntries(m)
+	if err != nil {
 		return -1
 	}
 	return n

@@ -121,6 +121,10 @@ func (s *Store) podStatus() ([]PodStatus, error) {
 	if err != nil {
 		return nil, err
 	}
+	containers, err := s.containersByPod()
+	if err != nil {
+		return nil, err
+	}
 	pods := make([]PodStatus, 0, len(cookies))
 	for _, cookie := range cookies {
 		var entry bpf.Pod
@@ -148,7 +152,7 @@ func (s *Store) podStatus() ([]PodStatus, error) {
 			TLS:      pol.entry.Tls,
 			NonTCP:   policy.ActionDeny.String(),
 		}
-		if p.Containers, err = s.containerStatus(cookie, &pol); err != nil {
+		if p.Containers, err = s.containerStatus(containers[cookie], &pol); err != nil {
 			return nil, err
 		}
 		if pol.entry.Flags&bpf.PolicyNonTCP != 0 {
@@ -166,8 +170,10 @@ func (s *Store) podStatus() ([]PodStatus, error) {
 		if p.Listening, err = s.hasListener(cookie); err != nil {
 			return nil, err
 		}
-		if p.Relayed, err = s.listens(bpf.ListenerKey{NetnsCookie: cookie, Port: p.TLS, Relay: 1}); err != nil {
-			return nil, err
+		if p.TLS != 0 {
+			if p.Relayed, err = s.listens(bpf.ListenerKey{NetnsCookie: cookie, Port: p.TLS, Relay: 1}); err != nil {
+				return nil, err
+			}
 		}
 		if p.Counters, p.Drops, err = readCounters(s.maps.PodCounters, cookie); err != nil {
 			return nil, err
@@ -177,25 +183,39 @@ func (s *Store) podStatus() ([]PodStatus, error) {
 	return pods, nil
 }
 
-// containerStatus lists the containers of one pod, oldest first.
-func (s *Store) containerStatus(cookie uint64, pol *applied) ([]ContainerStatus, error) {
+// idContainer is a container, by its cgroup.
+type idContainer struct {
+	id    uint64
+	entry bpf.Container
+}
+
+// containersByPod lists the registered containers by the cookies of their pods. All at once: what is asked for each pod
+// must not grow with how many others there are.
+func (s *Store) containersByPod() (map[uint64][]idContainer, error) {
 	ids, err := s.ids("containers")
 	if err != nil {
 		return nil, err
 	}
+	byPod := make(map[uint64][]idContainer)
+	for _, id := range ids {
+		c := idContainer{id: id}
+		if err := s.maps.Containers.Lookup(id, &c.entry); err != nil {
+			return nil, fmt.Errorf("look up container of cgroup %d: %w", id, err)
+		}
+		byPod[c.entry.NetnsCookie] = append(byPod[c.entry.NetnsCookie], c)
+	}
+	return byPod, nil
+}
+
+// containerStatus lists the containers of one pod, oldest first.
+func (s *Store) containerStatus(containers []idContainer, pol *applied) ([]ContainerStatus, error) {
 	accel, err := s.accelInfo()
 	if err != nil {
 		return nil, err
 	}
 	list := []ContainerStatus{}
-	for _, id := range ids {
-		var entry bpf.Container
-		if err := s.maps.Containers.Lookup(id, &entry); err != nil {
-			return nil, fmt.Errorf("look up container of cgroup %d: %w", id, err)
-		}
-		if entry.NetnsCookie != cookie {
-			continue
-		}
+	for _, one := range containers {
+		id, entry := one.id, one.entry
 		info, err := s.info(id)
 		if err != nil {
 			return nil, err

@@ -39,6 +39,8 @@ var (
 	ErrNotLoaded = errors.New("sidegate is not loaded")
 	// ErrUnsupported says that this kernel lacks what enforcement needs.
 	ErrUnsupported = errors.New("not supported by this kernel")
+	// ErrVersion says that another version of Sidegate is loaded.
+	ErrVersion = errors.New("made by another version")
 )
 
 // Store is the opened, locked state. It owns the lock and all descriptors
@@ -185,8 +187,8 @@ func (s *Store) checkABI(state string) error {
 				return fmt.Errorf("sweep unfinished load: %w", err)
 			}
 		default:
-			return fmt.Errorf("state %s was made by another version (this one has ABI %d): "+
-				"run that version's `sidegate unload` first", filepath.Join(state, name), bpf.ABI)
+			return fmt.Errorf("state %s was %w (this one has ABI %d): "+
+				"run that version's `sidegate unload` first", filepath.Join(state, name), ErrVersion, bpf.ABI)
 		}
 	}
 	return nil

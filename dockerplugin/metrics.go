@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"sidegate/observe"
 )
@@ -26,7 +25,7 @@ type metrics struct {
 
 func newMetrics(stateDir string) *metrics {
 	m := &metrics{
-		registry: prometheus.NewRegistry(),
+		registry: observe.NewRegistry("docker", version),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "sidegate_docker_requests_total", Help: "Requests of libnetwork, by request and result: ok or error.",
 		}, []string{"request", "result"}),
@@ -44,12 +43,7 @@ func newMetrics(stateDir string) *metrics {
 			Name: "sidegate_docker_connected", Help: "1 while Docker sends its events.",
 		}),
 	}
-	info := prometheus.NewGauge(prometheus.GaugeOpts{
-		Name: "sidegate_build_info", Help: "Always 1.", ConstLabels: prometheus.Labels{"version": version, "component": "docker"},
-	})
-	info.Set(1)
-	m.registry.MustRegister(m.requests, m.took, m.adoptions, m.refusals, m.up, info, observe.NewState(stateDir),
-		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	m.registry.MustRegister(m.requests, m.took, m.adoptions, m.refusals, m.up, observe.NewState(stateDir))
 	return m
 }
 

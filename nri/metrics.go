@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"sidegate/observe"
 )
@@ -29,7 +28,7 @@ type metrics struct {
 
 func newMetrics(stateDir string) *metrics {
 	m := &metrics{
-		registry: prometheus.NewRegistry(),
+		registry: observe.NewRegistry("nri", version),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "sidegate_nri_requests_total", Help: "Requests of the runtime, by event and result: ok or error.",
 		}, []string{"event", "result"}),
@@ -45,15 +44,10 @@ func newMetrics(stateDir string) *metrics {
 			Name: "sidegate_nri_connected", Help: "1 while the runtime sends requests.",
 		}),
 	}
-	info := prometheus.NewGauge(prometheus.GaugeOpts{
-		Name: "sidegate_build_info", Help: "Always 1.", ConstLabels: prometheus.Labels{"version": version, "component": "nri"},
-	})
-	info.Set(1)
 	for _, result := range []string{"attached", "adopted", "refused"} {
 		m.adoptions.WithLabelValues(result)
 	}
-	m.registry.MustRegister(m.requests, m.took, m.adoptions, m.up, info, observe.NewState(stateDir),
-		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	m.registry.MustRegister(m.requests, m.took, m.adoptions, m.up, observe.NewState(stateDir))
 	return m
 }
 

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -410,7 +411,7 @@ func TestMetrics(t *testing.T) {
 		`sidegate_pods{mode="enforce",policy="default"} 1`,
 		`sidegate_containers{role="app"} 1`,
 		`sidegate_drops_total{pod="shop/web",reason="udp"} 1`,
-		`sidegate_build_info{component="nri",version="devel"} 1`,
+		`component="nri",goversion="` + runtime.Version() + `",version="devel"} 1`,
 	} {
 		if !strings.Contains(text, want+"\n") {
 			t.Errorf("/metrics has no %s:\n%s", want, text)

@@ -3,103 +3,203 @@
 package observe
 
 import (
+	"errors"
+	"io/fs"
 	"strconv"
+	"strings"
+	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"sidegate/bpf"
 	"sidegate/cgroups"
 )
 
-// state is a prometheus.Collector of what the kernel has.
-type state struct {
-	dir                                     string
-	loaded, pods, containers, drops, counts *prometheus.Desc
-	// Of accelerated connections.
-	connections, bytes, plain *prometheus.Desc
+// State is a prometheus.Collector of what the kernel has. It reads the state directory at each scrape.
+type State struct {
+	dir    string
+	fills  *cgroups.MapFills
+	failed *prometheus.CounterVec
+
+	mu    sync.Mutex // held while it reads
+	flows *cgroups.FlowSums
+	err   error // of the last scrape
 }
 
-// NewState returns a collector that reads the state directory at each scrape: how many
+// What is told of the state.
+var (
+	loadedDesc     = desc("loaded", "1 if programs and guard are in the kernel. 0 too if that cannot be told: see sidegate_state_errors_total.", "abi")
+	missingDesc    = desc("guard_missing_programs", "Programs of the guard on the root cgroup that are not attached.")
+	podsDesc       = desc("pods", "Managed pods, by policy and mode.", "policy", "mode")
+	noSidecarDesc  = desc("pods_without_sidecar", "Managed pods whose sidecar does not listen: their connections are refused.")
+	noRelayDesc    = desc("pods_without_relay", "Managed pods whose policy has TLS, and in which no relay listens: their connections are refused.")
+	containersDesc = desc("containers", "Registered containers, by role.", "role")
+	unguardedDesc  = desc("containers_unguarded", "Registered containers that lack programs which their role and policy ask for.")
+	accelDesc      = desc("accelerated_containers", "Registered containers whose new connections to or from the sidecar may be accelerated.")
+
+	dropsDesc       = desc("drops_total", "What was denied, or under mode audit would have been, to the containers of a pod.", "pod", "reason")
+	countsDesc      = desc("events_total", "What was counted for the containers of a pod, such as connections that were redirected.", "pod", "event")
+	connectionsDesc = desc("accelerated_connections_total", "Connections of the containers of a pod that began accelerated, once for each end.", "pod")
+	bytesDesc       = desc("accelerated_bytes_total", "Bytes that the containers of a pod sent past TCP.", "pod")
+	plainDesc       = desc("accelerated_plain_total", "Directions, or connections that never began accelerated, that go through TCP nevertheless.", "pod", "reason")
+	flowsDesc       = desc("flows_total", "Connections, first datagrams of sockets, and what was denied, of a container, by what became of them.",
+		"pod", "container", "direction", "verdict", "reason")
+
+	readersDesc    = desc("event_readers", "Processes that read events.")
+	lostDesc       = desc("events_lost_total", "Events that a reader was too slow for, by its slot. It begins anew with the slot's next reader.", "reader")
+	suppressedDesc = desc("events_suppressed_total", "Events of a container that no reader was told of, since they were too many.", "pod", "container")
+
+	attachDesc       = desc("attach_duration_seconds", "How long it took to attach containers, by whatever front-end, since the state was loaded.")
+	attachFailedDesc = desc("attach_failures_total", "Containers that could not be attached, and did not start, since the state was loaded.")
+
+	entriesDesc  = desc("map_entries", "Entries of a BPF map. Where they are many, as of up to 10 s ago.", "map")
+	capacityDesc = desc("map_capacity", "The most entries that a BPF map takes.", "map")
+)
+
+func desc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("sidegate_"+name, help, labels, nil)
+}
+
+// NewState returns a collector of the state directory dir, which may be made later: how many
 // pods and containers are managed, and what their programs counted. Counters of a
 // container end with it, and so may go down: sum them over rates.
-func NewState(dir string) prometheus.Collector {
-	return &state{
-		dir:        dir,
-		loaded:     prometheus.NewDesc("sidegate_loaded", "1 if programs and guard are in the kernel.", []string{"abi"}, nil),
-		pods:       prometheus.NewDesc("sidegate_pods", "Managed pods, by policy and mode.", []string{"policy", "mode"}, nil),
-		containers: prometheus.NewDesc("sidegate_containers", "Registered containers, by role.", []string{"role"}, nil),
-		drops: prometheus.NewDesc("sidegate_drops_total", "What was denied, or under mode audit would have been, to the containers of a pod.",
-			[]string{"pod", "reason"}, nil),
-		counts: prometheus.NewDesc("sidegate_events_total", "What was counted for the containers of a pod, such as connections that were redirected.",
-			[]string{"pod", "event"}, nil),
-		connections: prometheus.NewDesc("sidegate_accelerated_connections_total", "Connections of the containers of a pod that began accelerated, once for each end.",
-			[]string{"pod"}, nil),
-		bytes: prometheus.NewDesc("sidegate_accelerated_bytes_total", "Bytes that the containers of a pod sent past TCP.", []string{"pod"}, nil),
-		plain: prometheus.NewDesc("sidegate_accelerated_plain_total", "Directions, or connections that never began accelerated, that go through TCP nevertheless.",
-			[]string{"pod", "reason"}, nil),
+func NewState(dir string) *State {
+	s := &State{
+		dir: dir, fills: cgroups.NewMapFills(dir), flows: cgroups.NewFlowSums(dir),
+		failed: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "sidegate_state_errors_total",
+			Help: "Scrapes at which the state could not be read, all of it or in part: permission, version (another one is loaded), or other.",
+		}, []string{"reason"}),
 	}
+	for _, reason := range []string{"permission", "version", "other"} {
+		s.failed.WithLabelValues(reason)
+	}
+	return s
 }
 
-func (s *state) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{s.loaded, s.pods, s.containers, s.drops, s.counts, s.connections, s.bytes, s.plain} {
+// Err is why the last scrape could not read the state, nil if it could.
+func (s *State) Err() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.err
+}
+
+// Describe implements prometheus.Collector.
+func (s *State) Describe(ch chan<- *prometheus.Desc) {
+	s.failed.Describe(ch)
+	for _, d := range []*prometheus.Desc{
+		loadedDesc, missingDesc, podsDesc, noSidecarDesc, noRelayDesc, containersDesc, unguardedDesc, accelDesc,
+		dropsDesc, countsDesc, connectionsDesc, bytesDesc, plainDesc, flowsDesc, readersDesc, lostDesc, suppressedDesc,
+		attachDesc, attachFailedDesc, entriesDesc, capacityDesc,
+	} {
 		ch <- d
 	}
 }
 
-func (s *state) Collect(ch chan<- prometheus.Metric) {
+// Collect implements prometheus.Collector. What cannot be read is left out, and counted.
+func (s *State) Collect(ch chan<- prometheus.Metric) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	st, err := cgroups.ReadStatus(s.dir)
 	if err != nil {
-		ch <- prometheus.NewInvalidMetric(s.loaded, err)
-		return
+		st = cgroups.Status{ABI: bpf.ABI}
 	}
-	s.tell(st, ch)
+	tellStatus(st, ch)
+	if st.Loaded {
+		err = errors.Join(s.tellFlows(ch), s.tellEvents(ch), s.tellAttach(ch), s.tellMaps(ch))
+	}
+	if s.err = err; err != nil {
+		s.failed.WithLabelValues(reasonOf(err)).Inc()
+	}
+	s.failed.Collect(ch)
 }
 
-// tell makes metrics of what the state says.
-func (s *state) tell(st cgroups.Status, ch chan<- prometheus.Metric) {
+func reasonOf(err error) string {
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return "permission"
+	case errors.Is(err, cgroups.ErrVersion):
+		return "version"
+	}
+	return "other"
+}
+
+func gauge(d *prometheus.Desc, v float64, labels ...string) prometheus.Metric {
+	return prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+}
+
+func counter(d *prometheus.Desc, n uint64, labels ...string) prometheus.Metric {
+	return prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(n), labels...)
+}
+
+// tellStatus makes metrics of what the state says.
+func tellStatus(st cgroups.Status, ch chan<- prometheus.Metric) {
 	loaded := 0.0
 	if st.Loaded {
 		loaded = 1
 	}
-	ch <- prometheus.MustNewConstMetric(s.loaded, prometheus.GaugeValue, loaded, strconv.Itoa(st.ABI))
+	ch <- gauge(loadedDesc, loaded, strconv.Itoa(st.ABI))
+	if !st.Loaded {
+		return
+	}
 	pods := make(map[[2]string]int)
 	roles := make(map[string]int)
 	drops := make(map[[2]string]uint64)
 	counts := make(map[[2]string]uint64)
 	accelerated := make(map[string]cgroups.AccelerationStatus)
 	plain := make(map[[2]string]uint64)
+	noSidecar, noRelay, unguarded, accel := 0, 0, 0, 0
 	for _, p := range st.Pods {
+		pod := strings.ToValidUTF8(p.Pod, "\uFFFD") // its end is cut off where it is long
 		pods[[2]string{p.Policy, p.Mode}]++
-		add(drops, p.Pod, p.Drops)
-		add(counts, p.Pod, p.Counters)
+		add(drops, pod, p.Drops)
+		add(counts, pod, p.Counters)
+		if !p.Listening {
+			noSidecar++
+		}
+		if p.TLS != 0 && !p.Relayed {
+			noRelay++
+		}
 		for _, c := range p.Containers {
 			roles[c.Role]++
-			add(drops, p.Pod, c.Drops)
-			add(counts, p.Pod, c.Counters)
-			add(plain, p.Pod, c.Acceleration.Plain)
-			sum := accelerated[p.Pod]
+			if len(c.Missing) > 0 {
+				unguarded++
+			}
+			if c.Acceleration.Off == "" {
+				accel++
+			}
+			add(drops, pod, c.Drops)
+			add(counts, pod, c.Counters)
+			add(plain, pod, c.Acceleration.Plain)
+			sum := accelerated[pod]
 			sum.Connections += c.Acceleration.Connections
 			sum.Bytes += c.Acceleration.Bytes
-			accelerated[p.Pod] = sum
+			accelerated[pod] = sum
 		}
 	}
+	ch <- gauge(missingDesc, float64(max(0, len(bpf.GuardHooks())-len(st.Guard))))
+	ch <- gauge(noSidecarDesc, float64(noSidecar))
+	ch <- gauge(noRelayDesc, float64(noRelay))
+	ch <- gauge(unguardedDesc, float64(unguarded))
+	ch <- gauge(accelDesc, float64(accel))
 	for key, n := range pods {
-		ch <- prometheus.MustNewConstMetric(s.pods, prometheus.GaugeValue, float64(n), key[0], key[1])
+		ch <- gauge(podsDesc, float64(n), key[0], key[1])
 	}
 	for role, n := range roles {
-		ch <- prometheus.MustNewConstMetric(s.containers, prometheus.GaugeValue, float64(n), role)
+		ch <- gauge(containersDesc, float64(n), role)
 	}
 	for key, n := range drops {
-		ch <- prometheus.MustNewConstMetric(s.drops, prometheus.CounterValue, float64(n), key[0], key[1])
+		ch <- counter(dropsDesc, n, key[0], key[1])
 	}
 	for key, n := range counts {
-		ch <- prometheus.MustNewConstMetric(s.counts, prometheus.CounterValue, float64(n), key[0], key[1])
+		ch <- counter(countsDesc, n, key[0], key[1])
 	}
 	for pod, sum := range accelerated {
-		ch <- prometheus.MustNewConstMetric(s.connections, prometheus.CounterValue, float64(sum.Connections), pod)
-		ch <- prometheus.MustNewConstMetric(s.bytes, prometheus.CounterValue, float64(sum.Bytes), pod)
+		ch <- counter(connectionsDesc, sum.Connections, pod)
+		ch <- counter(bytesDesc, sum.Bytes, pod)
 	}
 	for key, n := range plain {
-		ch <- prometheus.MustNewConstMetric(s.plain, prometheus.CounterValue, float64(n), key[0], key[1])
+		ch <- counter(plainDesc, n, key[0], key[1])
 	}
 }
 
@@ -108,4 +208,64 @@ func add(to map[[2]string]uint64, pod string, from map[string]uint64) {
 	for name, n := range from {
 		to[[2]string{pod, name}] += n
 	}
+}
+
+func (s *State) tellFlows(ch chan<- prometheus.Metric) error {
+	list, err := s.flows.Read()
+	for _, f := range list {
+		ch <- counter(flowsDesc, f.Count, f.Pod, f.Container, f.Direction, f.Verdict, f.Reason)
+	}
+	return err
+}
+
+func (s *State) tellEvents(ch chan<- prometheus.Metric) error {
+	st, err := cgroups.ReadEventStats(s.dir)
+	if err != nil {
+		return err
+	}
+	reads := 0
+	for _, r := range st.Readers {
+		if r.Reads {
+			reads++
+		}
+		ch <- counter(lostDesc, r.Lost, strconv.Itoa(r.Slot))
+	}
+	ch <- gauge(readersDesc, float64(reads))
+	for _, one := range st.Suppressed {
+		ch <- counter(suppressedDesc, one.Count, one.Pod, one.Container)
+	}
+	return nil
+}
+
+func (s *State) tellAttach(ch chan<- prometheus.Metric) error {
+	t, err := cgroups.ReadAttachTimes(s.dir)
+	if err != nil || t.Buckets == nil {
+		return err
+	}
+	buckets := make(map[float64]uint64, len(t.Buckets))
+	count := t.More
+	for _, n := range t.Buckets {
+		count += n
+	}
+	for bound := range t.Buckets {
+		sum := uint64(0)
+		for b, n := range t.Buckets {
+			if b <= bound {
+				sum += n
+			}
+		}
+		buckets[bound.Seconds()] = sum
+	}
+	ch <- prometheus.MustNewConstHistogram(attachDesc, count, t.Sum.Seconds(), buckets)
+	ch <- counter(attachFailedDesc, t.Failed)
+	return nil
+}
+
+func (s *State) tellMaps(ch chan<- prometheus.Metric) error {
+	list, err := s.fills.Read()
+	for _, m := range list {
+		ch <- gauge(entriesDesc, float64(m.Entries), m.Name)
+		ch <- gauge(capacityDesc, float64(m.Capacity), m.Name)
+	}
+	return err
 }

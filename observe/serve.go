@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package observe shows what Sidegate does: metrics, for now, and the health of the
-// processes that run for long.
+// Package observe shows what Sidegate does: metrics, the health of the processes that run for
+// long, and events, recorded in files and told to OpenTelemetry.
 package observe
 
 import (
@@ -31,7 +31,8 @@ func Listen(address string) (net.Listener, error) {
 // listener, and returns when ctx ends.
 func Serve(ctx context.Context, l net.Listener, from prometheus.Gatherer, ready func() error) error {
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(from, promhttp.HandlerOpts{}))
+	// What can be told is worth more than an error.
+	mux.Handle("GET /metrics", promhttp.HandlerFor(from, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		if err := ready(); err != nil {

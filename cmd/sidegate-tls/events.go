@@ -44,6 +44,8 @@ type events struct {
 
 	mu   sync.Mutex
 	lost int
+	// onLost is called for each that there was no room for; may be nil.
+	onLost func()
 }
 
 const queued = 4096 // lines
@@ -102,6 +104,9 @@ func (e *events) put(v *event) {
 	}
 	if !e.offer(v) {
 		e.lost++
+		if e.onLost != nil {
+			e.onLost()
+		}
 	}
 }
 
@@ -145,6 +150,7 @@ type connEvents struct {
 
 	relay  *cgroups.TLSRelay // nil until it is known whose connection it is
 	origin cgroups.TLSOrigin
+	result string // of the connection, for metrics
 }
 
 // who says whose connection it is, and looks up names for the file, once.
@@ -175,6 +181,7 @@ func (c *connEvents) lookUp(r *cgroups.TLSRelay, o cgroups.TLSOrigin) {
 }
 
 func (c *connEvents) event(e relay.Event) {
+	c.node.metrics.event(&e, &c.result)
 	if c.node.events.wanted() {
 		v := c.base
 		v.Time, v.NetnsCookie, v.From, v.Event = time.Now(), c.cookie, c.from, e
@@ -230,4 +237,5 @@ func (c *connEvents) fail(err error) {
 	}
 	c.node.log.WithFields(fields).WithError(err).Warn("a connection is refused: see error for what to do")
 	c.event(relay.Event{Kind: relay.KindRefused, Reason: err.Error()})
+	c.result = resultFailed
 }

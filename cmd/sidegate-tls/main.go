@@ -32,6 +32,7 @@ type options struct {
 	socket      string
 	events      string
 	connections int
+	metrics     string
 	log         cli.Log
 }
 
@@ -70,6 +71,7 @@ refused, and no app under such a policy starts.`,
 	f.StringVar(&o.state, "state-dir", cgroups.StateDir(), "where the pins are, a `directory` on a BPF file system ($"+cgroups.StateEnv+")")
 	f.StringVar(&o.socket, "socket", cgroups.TLSSocket(), "`socket` at which the front-ends ask ($"+cgroups.TLSSocketEnv+")")
 	f.StringVar(&o.events, "events", "", "write what happens to this `file`, a line of JSON each; - is the standard output (default: do not)")
+	f.StringVar(&o.metrics, "metrics-address", "", "serve /metrics, /healthz and /readyz on this `address`, such as 127.0.0.1:9466 (default: do not)")
 	f.IntVar(&o.connections, "max-connections", 4096, "`number` of connections that a pod may have at a time")
 	cli.Daemon(root, version, &o.log, func(ctx context.Context, log *logrus.Logger) error { return run(ctx, o, log) })
 	cli.AddSections(root, manSections)

@@ -18,12 +18,13 @@ import (
 
 // node is the relay in all pods.
 type node struct {
-	state  string
-	socket string
-	events *events
-	log    *logrus.Logger
-	most   int // connections of a pod
-	rules  rules
+	state   string
+	socket  string
+	events  *events
+	metrics *metrics
+	log     *logrus.Logger
+	most    int // connections of a pod
+	rules   rules
 
 	mu    sync.Mutex
 	relay *cgroups.TLSRelay // nil until the state was opened
@@ -31,7 +32,9 @@ type node struct {
 }
 
 func newNode(o *options, e *events, log *logrus.Logger) *node {
-	return &node{state: o.state, socket: o.socket, most: o.connections, events: e, log: log, pods: make(map[uint64]*pod)}
+	return &node{
+		state: o.state, socket: o.socket, most: o.connections, events: e, metrics: newMetrics(), log: log, pods: make(map[uint64]*pod),
+	}
 }
 
 // open opens the state and listens in the pods that are there: this relay may have been
@@ -119,7 +122,18 @@ func (n *node) listenLocked(p cgroups.TLSPod) error {
 		return err
 	}
 	n.pods[p.Cookie] = startPod(n, n.relay, l)
+	n.metrics.pods.Set(float64(len(n.pods)))
 	n.log.WithFields(logrus.Fields{cli.FieldNetnsCookie: p.Cookie, cli.FieldPort: p.Port}).Debug("listening in a pod")
+	return nil
+}
+
+// ready says why the relay does not serve, nil if it does.
+func (n *node) ready() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.relay == nil {
+		return errors.New("what is loaded could not be opened")
+	}
 	return nil
 }
 
@@ -160,6 +174,7 @@ func (n *node) sweep() {
 		}
 	}
 	n.rules.keep(used)
+	n.metrics.pods.Set(float64(len(n.pods)))
 }
 
 // settleTime is how long a policy may take from when the relay was asked to listen until it

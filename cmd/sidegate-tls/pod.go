@@ -101,6 +101,7 @@ func (p *pod) log() *logrus.Entry {
 // refuse is for one connection too many: a pod cannot take the relay from the others.
 func (p *pod) refuse(c *net.TCPConn) {
 	out := &connEvents{node: p.node, cookie: p.listener.Cookie, from: c.RemoteAddr().String()}
+	defer p.node.metrics.begin(out)()
 	out.fail(fmt.Errorf("the pod has %d connections through the relay: that is the most (--max-connections)", p.node.most))
 	reset(c)
 }
@@ -119,6 +120,7 @@ func (p *pod) serve(app *net.TCPConn) {
 		err = errors.New("the connection is to the relay itself: nothing was redirected")
 	}
 	if err != nil {
+		defer p.node.metrics.begin(out)()
 		out.fail(err)
 		reset(app)
 		return
@@ -131,6 +133,7 @@ func (p *pod) serve(app *net.TCPConn) {
 		}
 		return
 	}
+	defer p.node.metrics.begin(out)()
 	pol, err := p.relay.Policy(p.listener.Cookie)
 	var r asked
 	if err == nil {
@@ -226,17 +229,19 @@ func (p *pod) drain() {
 		b := p.boxes[h.App]
 		p.mu.Unlock()
 		if b == nil {
+			p.node.metrics.keys.WithLabelValues(keysStray).Inc()
 			if strays++; strays == 1 {
 				p.log().WithFields(logrus.Fields{cli.FieldPID: h.PID, cli.FieldFrom: h.App.String()}).
 					Warn("a process hands over keys for what is no connection here: they are dropped, see what it does with its sockets")
 			}
 			return
 		}
-		b.put(&h)
+		p.node.metrics.keys.WithLabelValues(b.put(&h)).Inc()
 	})
 }
 
-func (b *box) put(h *cgroups.HandedOver) {
+// put says what became of the keys, for metrics.
+func (b *box) put(h *cgroups.HandedOver) string {
 	keys, err := record.ParseKeys(h.Bytes)
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -252,9 +257,10 @@ func (b *box) put(h *cgroups.HandedOver) {
 		b.err = errors.New("the app hands over more keys than it uses")
 	default:
 		b.keys[side] = append(b.keys[side], keys)
-		return
+		return keysTaken
 	}
 	keys.Wipe()
+	return keysRefused
 }
 
 // Next is relay.Keys.

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sidegate/cgroups"
+	"sidegate/observe"
 	"sidegate/observe/cli"
 )
 
@@ -31,12 +32,22 @@ func run(ctx context.Context, o options, log *logrus.Logger) error {
 	if err := keepSecret(); err != nil {
 		return err
 	}
+	var metrics net.Listener
+	if o.metrics != "" {
+		l, err := observe.Listen(o.metrics)
+		if err != nil {
+			return cli.Usage(err)
+		}
+		defer l.Close()
+		metrics = l
+	}
 	events, err := openEvents(o.events)
 	if err != nil {
 		return cli.Usage(err)
 	}
 	defer events.Close()
 	n := newNode(&o, events, log)
+	events.onLost = n.metrics.lost.Inc
 	defer n.close()
 	// Before the socket is there: whoever asks finds a relay that knows the pods.
 	if err := n.open(); err != nil {
@@ -56,6 +67,14 @@ func run(ctx context.Context, o options, log *logrus.Logger) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	beside.Go(func() { n.sweepAll(ctx) })
+	if metrics != nil {
+		log.Infof("serving metrics on %s", metrics.Addr())
+		beside.Go(func() {
+			if err := observe.Serve(ctx, metrics, n.metrics.registry, n.ready); err != nil {
+				log.Error(err)
+			}
+		})
+	}
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
 	for {

@@ -53,7 +53,7 @@ func newRoot(e *env) *cobra.Command {
 			"  sidegate policy apply mesh.yaml     # a policy, in running pods too",
 	}
 	root.PersistentFlags().StringVar(&e.state, "state-dir", e.state, "`directory` of pins on a BPF file system ($"+cgroups.StateEnv+")")
-	root.AddCommand(newStatus(e), newDoctor(e), newObserve(e), newTop(e), newGraph(e), newBugtool(e), newUnload(e), newVersion(e), newPolicy(e))
+	root.AddCommand(newStatus(e), newDoctor(e), newObserve(e), newTop(e), newGraph(e), newBugtool(e), newExporter(e), newUnload(e), newVersion(e), newPolicy(e))
 	cli.AddMan(root, version, cli.ManCommand)
 	cli.AddSections(root, "# FILES\n**"+policy.DefaultDir+"**\n:   policies\n\n"+
 		"**"+cgroups.DefaultState+"**\n:   what is enforced, pinned\n\n"+
