@@ -3,6 +3,7 @@
 package cgroups
 
 import (
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -235,13 +236,14 @@ func (e *Events) decode(record []byte) (v Event, ok bool) {
 		u := (*bpf.EventUnix)(unsafe.Pointer(&record[0]))
 		v.Protocol, v.Socket = "unix", unixName(u.Name[:min(int(u.Len), len(u.Name))], u.Abstract != 0)
 	case raw.Kind >= bpf.KindAttach:
-		text := (*bpf.EventText)(unsafe.Pointer(&record[0]))
-		at := int(unsafe.Offsetof(text.Text))
+		// The record is shorter than the struct: no pointer to that may be made of it.
+		const length, at = int(unsafe.Offsetof(bpf.EventText{}.Len)), int(unsafe.Offsetof(bpf.EventText{}.Text))
 		if len(record) < at {
 			return v, false
 		}
+		n := int(binary.NativeEndian.Uint32(record[length:]))
 		// It says more, and better: whom it is about may be gone.
-		if err := json.Unmarshal(record[at:min(at+int(text.Len), len(record))], &v); err != nil {
+		if err := json.Unmarshal(record[at:min(at+n, len(record))], &v); err != nil {
 			return v, false
 		}
 	}

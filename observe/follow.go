@@ -35,9 +35,9 @@ type Follower struct {
 }
 
 const (
-	followAgain = time.Second     // after nothing could be read
-	followLook  = time.Second     // at what is lost, and loaded
-	logEvery    = 5 * time.Minute // what is still the same
+	followAgain = time.Second            // after nothing could be read
+	followLook  = 250 * time.Millisecond // at what is loaded, and whether to end
+	logEvery    = 5 * time.Minute        // what is still the same
 )
 
 var (
@@ -95,15 +95,10 @@ func (f *Follower) read(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, events.Close()) }()
 	f.reads.Store(true)
 	defer f.reads.Store(false)
-	stop := context.AfterFunc(ctx, func() { events.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
 	lost := uint64(0)
-	for {
+	for ctx.Err() == nil {
 		look := time.Now().Add(followLook)
 		events.SetDeadline(look)
-		if ctx.Err() != nil { // its deadline may just have been replaced
-			return nil
-		}
 		if err := f.readUntil(events, look, &lost); err != nil {
 			return err
 		}
@@ -111,6 +106,7 @@ func (f *Follower) read(ctx context.Context) (err error) {
 			return err
 		}
 	}
+	return nil
 }
 
 func (f *Follower) readUntil(events *cgroups.Events, look time.Time, lost *uint64) error {

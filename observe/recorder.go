@@ -43,11 +43,12 @@ type Recorder struct {
 	mu      sync.Mutex
 	files   []recordFile // that are there, the oldest first; the last one is open
 	open    *os.File
-	waiting bytes.Buffer // lines
-	lines   uint64       // in waiting
-	dropped uint64       // lines that could not be written
-	unsaid  uint64       // of them, those that the record does not tell of yet
-	err     error        // of the last attempt to write
+	waiting bytes.Buffer  // lines
+	enc     *json.Encoder // to waiting
+	lines   uint64        // in waiting
+	dropped uint64        // lines that could not be written
+	unsaid  uint64        // of them, those that the record does not tell of yet
+	err     error         // of the last attempt to write
 
 	stop   chan struct{}
 	ticker sync.WaitGroup
@@ -80,6 +81,8 @@ func NewRecorder(dir string, size int64) (_ *Recorder, err error) {
 		return nil, err
 	}
 	r := &Recorder{segment: size / recordSegments, stop: make(chan struct{})}
+	r.enc = json.NewEncoder(&r.waiting)
+	r.enc.SetEscapeHTML(false)
 	if r.dir, err = os.Open(dir); err != nil {
 		return nil, fmt.Errorf("open directory for events: %w", err)
 	}
@@ -228,9 +231,7 @@ func (r *Recorder) Lost(n uint64) { r.line(lostLine{kindLost, time.Now(), n}) }
 func (r *Recorder) line(v any) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	enc := json.NewEncoder(&r.waiting)
-	enc.SetEscapeHTML(false)
-	if err := enc.Encode(v); err != nil { // what is written is whole lines
+	if err := r.enc.Encode(v); err != nil { // what is written is whole lines
 		r.err = fmt.Errorf("write event: %w", err)
 		r.dropped++
 		return
@@ -269,7 +270,7 @@ func (r *Recorder) flush() {
 		return
 	}
 	if r.unsaid > 0 {
-		_ = json.NewEncoder(&r.waiting).Encode(lostLine{kindLost, time.Now(), r.unsaid})
+		_ = r.enc.Encode(lostLine{kindLost, time.Now(), r.unsaid}) // numbers and a time
 	}
 	if r.err = r.write(); r.err == nil {
 		r.unsaid = 0

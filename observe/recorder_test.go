@@ -205,3 +205,13 @@ func TestRecordIsPrivate(t *testing.T) {
 		t.Error("a size for nothing is taken")
 	}
 }
+
+func BenchmarkRecord(b *testing.B) {
+	r, err := NewRecorder(b.TempDir(), 64<<20)
+	must(b, err)
+	v := at(1)
+	for b.Loop() {
+		r.Event(v)
+	}
+	must(b, r.Close())
+}

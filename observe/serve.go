@@ -31,8 +31,10 @@ func Listen(address string) (net.Listener, error) {
 // listener, and returns when ctx ends.
 func Serve(ctx context.Context, l net.Listener, from prometheus.Gatherer, ready func() error) error {
 	mux := http.NewServeMux()
-	// What can be told is worth more than an error.
-	mux.Handle("GET /metrics", promhttp.HandlerFor(from, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError}))
+	// What can be told is worth more than an error. Scrapes may wait for who holds the state's lock, but not pile up.
+	mux.Handle("GET /metrics", promhttp.HandlerFor(from, promhttp.HandlerOpts{
+		ErrorHandling: promhttp.ContinueOnError, MaxRequestsInFlight: 8, Timeout: 30 * time.Second,
+	}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		if err := ready(); err != nil {

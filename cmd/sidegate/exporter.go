@@ -102,20 +102,25 @@ func (x *exporter) serve(ctx context.Context, l net.Listener, e *env, log *logru
 	registry := observe.NewRegistry("exporter", version)
 	state := observe.NewState(e.state)
 	registry.MustRegister(state)
+	ready := state.Err
 	follow := &observe.Follower{State: e.state, Buffer: x.buffer, Log: log}
 	if x.record != "" {
-		r, err := observe.NewRecorder(x.record, x.size)
-		if err != nil {
-			return err
+		r, rerr := observe.NewRecorder(x.record, x.size)
+		if rerr != nil {
+			return rerr
 		}
 		defer func() { err = errors.Join(err, r.Close()) }()
 		registry.MustRegister(r)
+		ready = func() error {
+			_, err := r.Dropped()
+			return errors.Join(state.Err(), err)
+		}
 		follow.Sinks = append(follow.Sinks, r)
 	}
 	if x.endpoint != "" {
-		o, err := otlp.New(ctx, otlp.Options{Endpoint: x.endpoint, Insecure: x.insecure, Version: version, Log: log})
-		if err != nil {
-			return err
+		o, oerr := otlp.New(ctx, otlp.Options{Endpoint: x.endpoint, Insecure: x.insecure, Version: version, Log: log})
+		if oerr != nil {
+			return oerr
 		}
 		defer func() {
 			ctx, cancel := context.WithTimeout(context.Background(), flushTime)
@@ -137,5 +142,5 @@ func (x *exporter) serve(ctx context.Context, l net.Listener, e *env, log *logru
 	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
 		log.WithError(err).Warn("systemd is not told that this is ready")
 	}
-	return observe.Serve(ctx, l, registry, state.Err)
+	return observe.Serve(ctx, l, registry, ready)
 }

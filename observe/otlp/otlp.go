@@ -175,6 +175,7 @@ func (p *Exporter) Collect(ch chan<- prometheus.Metric) {
 // outlet bounds and counts what is on its way to the collector: the SDK drops without a word.
 type outlet struct {
 	signal                string
+	most                  int64 // inside
 	log                   *logrus.Logger
 	inside                atomic.Int64
 	sent, dropped, failed atomic.Uint64
@@ -183,12 +184,12 @@ type outlet struct {
 }
 
 func (o *outlet) init(signal string, log *logrus.Logger) {
-	o.signal, o.log, o.closing = signal, log, make(chan struct{})
+	o.signal, o.most, o.log, o.closing = signal, mostInside, log, make(chan struct{})
 }
 
 // admit tells whether there is room for one more, which is then on its way.
 func (o *outlet) admit() bool {
-	if o.inside.Add(1) <= mostInside {
+	if o.inside.Add(1) <= o.most {
 		return true
 	}
 	o.inside.Add(-1)
@@ -225,7 +226,7 @@ func (o *outlet) attempts(ctx context.Context, send func(context.Context) error)
 			return err
 		}
 		if !o.away.Swap(true) {
-			o.log.WithError(err).Warnf("OTLP collector is away: trying again, and dropping %s beyond %d", o.signal, mostInside)
+			o.log.WithError(err).Warnf("OTLP collector is away: trying again, and dropping %s beyond %d", o.signal, o.most)
 		}
 		select {
 		case <-ctx.Done():
