@@ -302,7 +302,7 @@ func versionOf(ctx context.Context, name, option string) (string, error) {
 	return path + ": " + strings.Join(lines[:min(3, len(lines))], "; "), err
 }
 
-var units = []string{"sidegate-nri.service", "sidegate-docker.service", "sidegate-tls.service"}
+var systemdUnits = []string{"sidegate-nri.service", "sidegate-docker.service", "sidegate-tls.service", "sidegate-exporter.service"}
 
 // unitProperties leave out the environment, and the command's arguments.
 const unitProperties = "Id,LoadState,ActiveState,SubState,UnitFileState,Result,ExecMainCode,ExecMainStatus,ExecMainStartTimestamp,NRestarts," +
@@ -313,7 +313,7 @@ func collectUnits(ctx context.Context, b *bundle) error {
 		return nil // there is no systemd
 	}
 	others := []string{"podman.service", "docker.service", "containerd.service", "crio.service", "kubelet.service"}
-	text, err := say(ctx, "systemctl", append([]string{"show", "--no-pager", "--property=" + unitProperties}, append(units, others...)...)...)
+	text, err := say(ctx, "systemctl", append([]string{"show", "--no-pager", "--property=" + unitProperties}, append(systemdUnits, others...)...)...)
 	if text != "" {
 		b.text("units.txt", text)
 	}

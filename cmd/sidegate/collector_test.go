@@ -14,13 +14,13 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// collector takes log records by OTLP, and counts them.
-type collector struct {
+// logCollector takes log records by OTLP, and counts them.
+type logCollector struct {
 	mu      sync.Mutex
 	records int
 }
 
-func (c *collector) start(t *testing.T) string {
+func (c *logCollector) start(t *testing.T) string {
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		b, err := io.ReadAll(r.Body)
 		var req logspb.ExportLogsServiceRequest
@@ -42,7 +42,7 @@ func (c *collector) start(t *testing.T) string {
 	return s.URL
 }
 
-func (c *collector) count() int {
+func (c *logCollector) count() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.records

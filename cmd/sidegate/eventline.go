@@ -18,14 +18,14 @@ var verdictColors = map[string]string{
 	cgroups.Allowed: "32", cgroups.Redirected: "36", cgroups.Denied: "31", cgroups.Audited: "33",
 }
 
-// eventLine is an event for people. name is whose address it is, or empty.
-func eventLine(v *cgroups.Event, name string, colored bool) string {
+// eventLine is an event for people.
+func eventLine(v *observed, colored bool) string {
 	verdict := fmt.Sprintf("%-10s", v.Verdict)
 	if colored {
 		verdict = "\x1b[" + verdictColors[v.Verdict] + "m" + verdict + "\x1b[0m"
 	}
-	parts := []string{v.Time.Format("15:04:05.000"), verdict, eventWho(v), eventWhat(v, name)}
-	if why := eventWhy(v); why != "" {
+	parts := []string{v.Time.Format("15:04:05.000"), verdict, eventWho(v), eventWhat(v.Event, v.AddressName)}
+	if why := eventWhy(v.Event); why != "" {
 		parts = append(parts, why)
 	}
 	if v.Rule != "" {
@@ -43,10 +43,10 @@ func eventLine(v *cgroups.Event, name string, colored bool) string {
 	return strings.Join(parts, "  ")
 }
 
-func eventWho(v *cgroups.Event) string {
+func eventWho(v *observed) string {
 	who := cmp.Or(v.Container, "(no container)")
-	if v.Pod != "" {
-		who = short(v.Pod) + "/" + who
+	if pod := cmp.Or(v.PodName, short(v.Pod)); pod != "" {
+		who = pod + "/" + who
 	}
 	return clean(who)
 }

@@ -124,7 +124,7 @@ var volatile = regexp.MustCompile(`(?m)^(sidegate_(attach_duration_seconds(_sum|
 func TestExporter(t *testing.T) {
 	w := newWorld(t)
 	dir := filepath.Join(t.TempDir(), "events")
-	var collector collector
+	var collector logCollector
 	e := startExporter(t, w.state, exporter{record: dir, endpoint: collector.start(t), insecure: true})
 	if v := e.value(`sidegate_loaded{abi="5"}`); v != 0 {
 		t.Errorf("with nothing loaded it is %v", v)

@@ -179,7 +179,7 @@ func (o *observation) run(ctx context.Context, e *env) error {
 				return err
 			}
 		}
-		all = slices.DeleteFunc(all, func(v cgroups.Event) bool { return !o.wants(&v) || o.follow && v.Time.After(began) })
+		all = slices.DeleteFunc(all, func(v cgroups.Event) bool { return !o.wants(&v, p.podName(&v)) || o.follow && v.Time.After(began) })
 		if o.last > 0 {
 			all = all[max(len(all)-o.last, 0):]
 		}
@@ -191,7 +191,7 @@ func (o *observation) run(ctx context.Context, e *env) error {
 		return nil
 	}
 	if !o.follow {
-		return ended(past())
+		return unlessEnough(past())
 	}
 	return o.watch(ctx, e, p, began, past)
 }
@@ -199,7 +199,7 @@ func (o *observation) run(ctx context.Context, e *env) error {
 // errEnough ends what shows events.
 var errEnough = errors.New("enough")
 
-func ended(err error) error {
+func unlessEnough(err error) error {
 	if errors.Is(err, errEnough) {
 		return nil
 	}
@@ -220,7 +220,7 @@ func (o *observation) watch(ctx context.Context, e *env, p *printer, after time.
 	defer stop()
 	for _, f := range first {
 		if err := f(); err != nil {
-			return ended(err)
+			return unlessEnough(err)
 		}
 	}
 	var lost uint64
@@ -242,7 +242,7 @@ func (o *observation) watch(ctx context.Context, e *env, p *printer, after time.
 			continue
 		}
 		if err := p.show(&v); err != nil {
-			return ended(err)
+			return unlessEnough(err)
 		}
 	}
 }
@@ -266,9 +266,9 @@ func (o *observation) printer(ctx context.Context, e *env) *printer {
 	}
 	p.colored = o.color == "always" || o.color == "auto" && isTerminal(e.stdout) && os.Getenv("NO_COLOR") == ""
 	if o.resolve {
-		p.names = names.New(ctx, append(names.Sources(), names.Source{Name: "sidegate", List: func(context.Context) (map[netip.Addr]string, error) {
+		p.names = names.New(ctx, append(names.Sources(), names.Source{Name: "sidegate", List: func(context.Context) (names.Known, error) {
 			st, err := cgroups.ReadStatus(e.state)
-			return podAddresses(st.Pods), err
+			return names.Known{Addresses: podAddresses(st.Pods)}, err
 		}}))
 	}
 	return p
@@ -282,22 +282,30 @@ func isTerminal(w io.Writer) bool {
 // observed is an event as JSON has it.
 type observed struct {
 	*cgroups.Event
+	PodName     string `json:"podName,omitempty"`     // where the runtime tells its hooks the id alone
 	AddressName string `json:"addressName,omitempty"` // whose address it is
 }
 
+func (p *printer) podName(v *cgroups.Event) string {
+	if p.names == nil || v.Pod == "" {
+		return ""
+	}
+	return p.names.Pod(v.Pod)
+}
+
 func (p *printer) show(v *cgroups.Event) error {
-	if !p.o.wants(v) {
+	o := observed{Event: v, PodName: p.podName(v)}
+	if !p.o.wants(v, o.PodName) {
 		return nil
 	}
-	name := ""
 	if p.names != nil && v.Address.IsValid() {
-		name = p.names.Of(v.Address.Addr())
+		o.AddressName = p.names.Of(v.Address.Addr())
 	}
 	var err error
 	if p.enc != nil {
-		err = p.enc.Encode(observed{v, name})
+		err = p.enc.Encode(o)
 	} else {
-		_, err = fmt.Fprintln(p.out, eventLine(v, name, p.colored))
+		_, err = fmt.Fprintln(p.out, eventLine(&o, p.colored))
 	}
 	if err != nil {
 		return err
@@ -321,13 +329,14 @@ func (p *printer) lost(n uint64, why string) error {
 	return err
 }
 
-func (o *observation) wants(v *cgroups.Event) bool {
+// wants tells whether it is one to show. pod is the other name of its pod, or empty.
+func (o *observation) wants(v *cgroups.Event, pod string) bool {
 	begins := func(list []string, names ...string) bool {
 		return len(list) == 0 || slices.ContainsFunc(list, func(s string) bool {
 			return slices.ContainsFunc(names, func(name string) bool { return name != "" && strings.HasPrefix(name, s) })
 		})
 	}
-	return begins(o.pods, v.Pod) && begins(o.containers, v.Container, v.ContainerID, v.Peer) &&
+	return begins(o.pods, v.Pod, pod) && begins(o.containers, v.Container, v.ContainerID, v.Peer) &&
 		(len(o.verdicts) == 0 || slices.Contains(o.verdicts, v.Verdict)) &&
 		(len(o.kinds) == 0 || slices.Contains(o.kinds, v.Kind)) &&
 		(len(o.ports) == 0 || slices.Contains(o.ports, uint(v.Address.Port()))) &&

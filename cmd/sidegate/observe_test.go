@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"sidegate/cgroups"
+	"sidegate/observe/cli"
 )
 
 // sampleEvents are one of each sort.
@@ -87,11 +88,11 @@ func TestEventLines(t *testing.T) {
 	var text, lines bytes.Buffer
 	for _, colored := range []bool{false, true} {
 		for _, v := range sampleEvents() {
-			name := ""
+			o := observed{Event: &v}
 			if v.Address.Port() == 443 {
-				name = "podman-site"
+				o.AddressName = "podman-site"
 			}
-			text.WriteString(eventLine(&v, name, colored) + "\n")
+			text.WriteString(eventLine(&o, colored) + "\n")
 		}
 	}
 	golden(t, "events.golden", strings.ReplaceAll(text.String(), "\x1b", "<ESC>"))

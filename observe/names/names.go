@@ -5,15 +5,25 @@ package names
 
 import (
 	"context"
+	"maps"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 )
 
-// Source lists addresses and whose they are. An error is that there is nobody to ask.
+// Known is what somebody knows.
+type Known struct {
+	Addresses map[netip.Addr]string // whose they are
+	Pods      map[string]string     // names, by their ids, where the hook is not told them
+}
+
+func newKnown() Known { return Known{make(map[netip.Addr]string), make(map[string]string)} }
+
+// Source lists what a runtime knows. An error is that there is nobody to ask.
 type Source struct {
 	Name string
-	List func(context.Context) (map[netip.Addr]string, error)
+	List func(context.Context) (Known, error)
 }
 
 // Names knows names, and asks for them again when there are new addresses. It waits for nobody but at its start.
@@ -22,20 +32,20 @@ type Names struct {
 	sources []Source
 
 	mu     sync.Mutex
-	known  map[netip.Addr]string
+	known  Known
 	asked  time.Time
 	asking bool
 }
 
 const (
 	patience = 2 * time.Second
-	// again is how long an address that nobody knew is not asked about.
+	// again is how long nobody is asked after something was not known.
 	again = 5 * time.Second
 )
 
 // New asks the sources, of which the first that knows an address names it, until ctx ends.
 func New(ctx context.Context, sources []Source) *Names {
-	n := &Names{ctx: ctx, sources: sources, known: make(map[netip.Addr]string)}
+	n := &Names{ctx: ctx, sources: sources, known: newKnown()}
 	n.ask()
 	return n
 }
@@ -44,19 +54,32 @@ func New(ctx context.Context, sources []Source) *Names {
 func (n *Names) Of(a netip.Addr) string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	name, ok := n.known[a.Unmap()]
-	if !ok && !n.asking && time.Since(n.asked) > again {
+	name, ok := n.known.Addresses[a.Unmap()]
+	n.askUnless(ok)
+	return name
+}
+
+// Pod is the name of the pod with this id, or empty.
+func (n *Names) Pod(id string) string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	name, ok := n.known.Pods[id]
+	n.askUnless(ok)
+	return name
+}
+
+func (n *Names) askUnless(known bool) {
+	if !known && !n.asking && time.Since(n.asked) > again {
 		n.asking = true
 		go n.ask()
 	}
-	return name
 }
 
 // ask asks all at once.
 func (n *Names) ask() {
 	ctx, cancel := context.WithTimeout(n.ctx, patience)
 	defer cancel()
-	lists := make([]map[netip.Addr]string, len(n.sources))
+	lists := make([]Known, len(n.sources))
 	var wg sync.WaitGroup
 	for i, s := range n.sources {
 		wg.Go(func() {
@@ -66,13 +89,10 @@ func (n *Names) ask() {
 		})
 	}
 	wg.Wait()
-	known := make(map[netip.Addr]string)
-	for _, list := range lists {
-		for a, name := range list {
-			if _, ok := known[a]; !ok && name != "" {
-				known[a] = name
-			}
-		}
+	known := newKnown()
+	for _, list := range slices.Backward(lists) { // the first source that knows has the word
+		maps.Copy(known.Addresses, list.Addresses)
+		maps.Copy(known.Pods, list.Pods)
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()

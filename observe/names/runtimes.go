@@ -22,9 +22,9 @@ import (
 
 // Sources are the runtimes that may be on the machine.
 func Sources() []Source {
-	list := []Source{{"docker", func(ctx context.Context) (map[netip.Addr]string, error) { return Docker(ctx, "/run/docker.sock") }}, {"podman", Podman}}
+	list := []Source{{"docker", func(ctx context.Context) (Known, error) { return Docker(ctx, "/run/docker.sock") }}, {"podman", Podman}}
 	for _, socket := range []string{"/run/containerd/containerd.sock", "/run/crio/crio.sock"} {
-		list = append(list, Source{"cri", func(ctx context.Context) (map[netip.Addr]string, error) { return CRI(ctx, socket) }})
+		list = append(list, Source{"cri", func(ctx context.Context) (Known, error) { return CRI(ctx, socket) }})
 	}
 	return list
 }
@@ -33,7 +33,7 @@ func Sources() []Source {
 const most = 32 << 20
 
 // Docker asks the daemon at socket for the addresses of running containers (GET /containers/json).
-func Docker(ctx context.Context, socket string) (map[netip.Addr]string, error) {
+func Docker(ctx context.Context, socket string) (Known, error) {
 	client := http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -42,27 +42,27 @@ func Docker(ctx context.Context, socket string) (map[netip.Addr]string, error) {
 	}}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://docker/containers/json", http.NoBody)
 	if err != nil {
-		return nil, err
+		return Known{}, err
 	}
 	res, err := client.Do(req)
 	if err != nil {
-		return nil, fmt.Errorf("ask Docker: %w", err)
+		return Known{}, fmt.Errorf("ask Docker: %w", err)
 	}
 	defer res.Body.Close()
 	if res.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("ask Docker: %s", res.Status)
+		return Known{}, fmt.Errorf("ask Docker: %s", res.Status)
 	}
 	var containers []struct {
 		Names           []string
 		NetworkSettings networkSettings
 	}
 	if err := json.NewDecoder(io.LimitReader(res.Body, most)).Decode(&containers); err != nil {
-		return nil, fmt.Errorf("read what Docker says: %w", err)
+		return Known{}, fmt.Errorf("read what Docker says: %w", err)
 	}
-	known := make(map[netip.Addr]string)
+	known := newKnown()
 	for _, c := range containers {
 		if len(c.Names) > 0 {
-			c.NetworkSettings.name(known, strings.TrimPrefix(c.Names[0], "/"))
+			c.NetworkSettings.name(known.Addresses, strings.TrimPrefix(c.Names[0], "/"))
 		}
 	}
 	return known, nil
@@ -88,7 +88,7 @@ func (n networkSettings) name(known map[netip.Addr]string, name string) {
 
 // Podman asks the command podman for the addresses of running containers, of which those of a pod are its infra
 // container's: they get the pod's name.
-func Podman(ctx context.Context) (map[netip.Addr]string, error) {
+func Podman(ctx context.Context) (Known, error) {
 	run := func(args ...string) ([]byte, error) {
 		cmd := exec.CommandContext(ctx, "podman", args...)
 		out, err := cmd.Output()
@@ -100,19 +100,19 @@ func Podman(ctx context.Context) (map[netip.Addr]string, error) {
 	out, err := run("ps", "--quiet", "--no-trunc")
 	ids := strings.Fields(string(out))
 	if err != nil || len(ids) == 0 {
-		return nil, err
+		return Known{}, err
 	}
-	pods := make(map[string]string)
+	known := newKnown()
 	if out, err := run("pod", "ps", "--no-trunc", "--format", "{{.ID}} {{.Name}}"); err == nil {
 		for line := range strings.Lines(string(out)) {
 			if id, name, ok := strings.Cut(strings.TrimSpace(line), " "); ok {
-				pods[id] = name
+				known.Pods[id] = name
 			}
 		}
 	}
 	out, err = run(append([]string{"inspect", "--type", "container"}, ids...)...)
 	if err != nil && len(out) == 0 {
-		return nil, err
+		return Known{}, err
 	}
 	var containers []struct {
 		Name            string
@@ -120,27 +120,26 @@ func Podman(ctx context.Context) (map[netip.Addr]string, error) {
 		NetworkSettings networkSettings
 	}
 	if err := json.Unmarshal(out, &containers); err != nil {
-		return nil, fmt.Errorf("read what podman says: %w", err)
+		return Known{}, fmt.Errorf("read what podman says: %w", err)
 	}
-	known := make(map[netip.Addr]string)
 	for _, c := range containers {
 		name := c.Name
-		if pod := pods[c.Pod]; pod != "" {
+		if pod := known.Pods[c.Pod]; pod != "" {
 			name = pod
 		}
-		c.NetworkSettings.name(known, name)
+		c.NetworkSettings.name(known.Addresses, name)
 	}
 	return known, nil
 }
 
 // CRI asks the runtime at socket for the addresses of pods: namespace/name.
-func CRI(ctx context.Context, socket string) (_ map[netip.Addr]string, err error) {
+func CRI(ctx context.Context, socket string) (_ Known, err error) {
 	if _, err := os.Stat(socket); err != nil {
-		return nil, err // gRPC would go on trying
+		return Known{}, err // gRPC would go on trying
 	}
 	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
-		return nil, fmt.Errorf("ask the runtime at %s: %w", socket, err)
+		return Known{}, fmt.Errorf("ask the runtime at %s: %w", socket, err)
 	}
 	defer func() { err = errors.Join(err, conn.Close()) }()
 	client := cri.NewRuntimeServiceClient(conn)
@@ -148,9 +147,9 @@ func CRI(ctx context.Context, socket string) (_ map[netip.Addr]string, err error
 		Filter: &cri.PodSandboxFilter{State: &cri.PodSandboxStateValue{State: cri.PodSandboxState_SANDBOX_READY}},
 	})
 	if err != nil {
-		return nil, fmt.Errorf("list pods of %s: %w", socket, err)
+		return Known{}, fmt.Errorf("list pods of %s: %w", socket, err)
 	}
-	known := make(map[netip.Addr]string)
+	known := newKnown()
 	for _, s := range list.GetItems() {
 		st, err := client.PodSandboxStatus(ctx, &cri.PodSandboxStatusRequest{PodSandboxId: s.GetId()})
 		if err != nil {
@@ -164,7 +163,7 @@ func CRI(ctx context.Context, socket string) (_ map[netip.Addr]string, err error
 		}
 		for _, ip := range ips {
 			if a, err := netip.ParseAddr(ip); err == nil {
-				known[a] = name
+				known.Addresses[a] = name
 			}
 		}
 	}

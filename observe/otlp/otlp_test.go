@@ -253,14 +253,16 @@ func TestRequests(t *testing.T) {
 	const a, b = "127.0.0.1:4001", "127.0.0.1:4002"
 	hello := tlsEvent(a, 0, "tls", nil)
 	hello.TLS.Version, hello.TLS.Suite, hello.TLS.ALPN = "TLS 1.3", "TLS_AES_128_GCM_SHA256", "h2"
-	denied := request(1, "BREW", "/pot")
-	denied.Allowed, denied.Reason, denied.Rule = false, "no rule allows it", "api"
+	brew := request(1, "BREW", "/pot")
+	brew.Allowed = false
+	denied := tlsEvent(b, 21, "http", brew)
+	denied.Text, denied.Rule = "no rule allows it", "api"
 	for _, v := range []*cgroups.Event{
 		hello,
 		tlsEvent(a, 1, "http", response(9, 200)), // of a request that nobody saw
 		tlsEvent(a, 10, "http", request(1, "GET", "/one")),
 		tlsEvent(a, 20, "http", request(3, "POST", "/two")),
-		tlsEvent(b, 21, "http", denied),
+		denied,
 		tlsEvent(b, 22, "http", response(3, 500)), // of another connection
 		tlsEvent(a, 30, "http", response(3, 503)),
 		tlsEvent(a, 40, "http", response(1, 200)),

@@ -14,7 +14,7 @@ import (
 func TestObserve(t *testing.T) {
 	ctx := begin(t)
 	p, other := newMeshPod(ctx, t), newPod(ctx, t, "")
-	site, err := other.Run(ctx, "site", lab.AppImage, lab.ContainerOptions{Args: []string{"/bin/sleep", "60"}})
+	_, err := other.Run(ctx, "site", lab.AppImage, lab.ContainerOptions{Args: []string{"/bin/sleep", "60"}})
 	must(t, err)
 	o, err := lab.Observe(ctx, filepath.Join(world.bin, "sidegate"), "--pod", p.Name)
 	must(t, err)
@@ -25,7 +25,8 @@ func TestObserve(t *testing.T) {
 	p.probe(p.app, "tcp", "--to", other.addr().String()+":7", "--nonce", newNonce(), "--timeout", "300ms")
 	late, err := p.Run(ctx, "late", lab.AppImage, lab.ContainerOptions{Annotations: appAnnotations(), Args: []string{"/bin/sleep", "60"}})
 	must(t, err)
-	must(t, late.Stop(ctx))
+	_, err = podman(ctx, "rm", "--force", "--time", "0", late.Name)
+	must(t, err)
 
 	app, sidecar := id(ctx, t, p.app), id(ctx, t, p.sidecar)
 	echo := world.Outside.Echo(false)
@@ -62,9 +63,8 @@ func TestObserve(t *testing.T) {
 	}
 	must(t, o.Close())
 	for _, v := range o.All() {
-		if v.Pod != p.Name || v.Kind == "lost" {
+		if v.PodName != p.Name || v.Kind == "lost" {
 			t.Errorf("event %+v", v)
 		}
 	}
-	must(t, site.Stop(ctx))
 }

@@ -23,6 +23,7 @@ import (
 // Observed is a line of `sidegate observe -o json`.
 type Observed struct {
 	cgroups.Event
+	PodName     string `json:"podName"`
 	AddressName string `json:"addressName"`
 	Lost        uint64 `json:"lost"`
 }
