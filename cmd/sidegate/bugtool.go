@@ -34,7 +34,8 @@ func newBugtool(e *env) *cobra.Command {
 		Long: "Write a tar.gz with the state, the checks of doctor, the policies, what runs and what the kernel and the runtimes say.\n" +
 			"Passwords, tokens and keys are taken out, traffic keys of TLS and environments are never read. Look through it before you send it.\n" +
 			"What cannot be collected is in its errors.txt, and no failure.",
-		Args: cli.NoArgs,
+		Example: "  sidegate bugtool\n  sidegate bugtool -o - | ssh desk 'cat >sidegate.tar.gz'",
+		Args:    cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if timeout <= 0 {
 				return cli.Usage(fmt.Errorf("timeout %s: write a time above 0", timeout))

@@ -36,6 +36,7 @@ type exporter struct {
 
 func newExporter(e *env) *cobra.Command {
 	var x exporter
+	var options cli.Log
 	cmd := &cobra.Command{
 		Use:   "exporter",
 		Short: "Serve metrics, record events, and tell them to OpenTelemetry",
@@ -45,6 +46,8 @@ func newExporter(e *env) *cobra.Command {
 			"--otlp-endpoint they go to a collector: requests inside TLS as spans, everything else as log records. Either reads events\n" +
 			"all the time, which takes one of 8 slots of readers, as each `sidegate observe` does, and costs the node as much.\n" +
 			"Headers for the collector, its certificate and more are in $OTEL_EXPORTER_OTLP_HEADERS, $OTEL_EXPORTER_OTLP_CERTIFICATE, ...",
+		Example: "  sidegate exporter --record " + observe.DefaultRecordDir + "\n" +
+			"  sidegate exporter --listen 0.0.0.0:9465 --otlp-endpoint https://collector:4318 --log-format json",
 		Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := x.check(); err != nil {
@@ -52,8 +55,10 @@ func newExporter(e *env) *cobra.Command {
 			}
 			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
 			defer stop()
-			log := logrus.New()
-			log.SetOutput(e.stderr)
+			log, err := options.Logger(e.stderr)
+			if err != nil {
+				return cli.Usage(err)
+			}
 			return x.run(ctx, e, log)
 		},
 	}
@@ -64,6 +69,7 @@ func newExporter(e *env) *cobra.Command {
 	f.StringVar(&x.endpoint, "otlp-endpoint", "", "tell events to the OpenTelemetry collector at this `URL`, by OTLP over HTTP, such as https://collector:4318")
 	f.BoolVar(&x.insecure, "otlp-insecure", false, "let the URL be one of http, without encryption")
 	f.Uint32Var(&x.buffer, "buffer", 4<<20, "bytes of the kernel's buffer of events, a power of two")
+	options.AddFlags(f)
 	return cmd
 }
 

@@ -28,10 +28,11 @@ func newTop(e *env) *cobra.Command {
 	var o top.Options
 	var once bool
 	cmd := &cobra.Command{
-		Use:   "top",
-		Short: "Watch pods: connections, what is denied and why",
-		Long:  "Watch what managed pods do, and each closely: its containers, what was denied and why, and who talks to whom. The key ? lists the others.",
-		Args:  cli.NoArgs,
+		Use:     "top",
+		Short:   "Watch pods: connections, what is denied and why",
+		Long:    "Watch what managed pods do, and each closely: its containers, what was denied and why, and who talks to whom. The key ? lists the others.",
+		Example: "  sidegate top --sort bytes\n  sidegate top --once --pod shop",
+		Args:    cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if !slices.Contains(top.Orders(), o.Order) {
 				return cli.Usage(fmt.Errorf("--sort %q: write %s", o.Order, strings.Join(top.Orders(), ", ")))

@@ -20,7 +20,7 @@ func Daemon(cmd *cobra.Command, version string, log *Log, run func(context.Conte
 	// Not cobra's own: its text would be a template, by which the linker keeps much that nobody calls.
 	show := f.Bool("version", false, "print the version")
 	f.SortFlags = false
-	log.addFlags(f)
+	log.AddFlags(f)
 	cmd.Args = NoArgs
 	cmd.CompletionOptions.DisableDefaultCmd = true
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -28,7 +28,7 @@ func Daemon(cmd *cobra.Command, version string, log *Log, run func(context.Conte
 			_, err := fmt.Fprintln(cmd.OutOrStdout(), cmd.Name(), version)
 			return err
 		}
-		logger, err := log.logger(cmd.ErrOrStderr())
+		logger, err := log.Logger(cmd.ErrOrStderr())
 		if err != nil {
 			return Usage(err)
 		}

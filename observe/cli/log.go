@@ -55,13 +55,14 @@ const timeFormat = "2006-01-02T15:04:05.000000000Z07:00"
 // Log has the options of a log. The zero value is ready.
 type Log struct{ level, format string }
 
-func (l *Log) addFlags(f *pflag.FlagSet) {
+// AddFlags adds the two options.
+func (l *Log) AddFlags(f *pflag.FlagSet) {
 	f.StringVar(&l.level, "log-level", "", "log what is at this `level` or worse: "+levels()+" (default: $"+LogLevelEnv+", or info)")
 	f.StringVar(&l.format, "log-format", "", "`format` of the log: text or json (default: $"+LogFormatEnv+", or text)")
 }
 
-// logger makes what writes to w as the options, or the environment, say.
-func (l *Log) logger(w io.Writer) (*logrus.Logger, error) {
+// Logger makes what writes to w as the options, or the environment, say.
+func (l *Log) Logger(w io.Writer) (*logrus.Logger, error) {
 	log := logrus.New()
 	log.SetOutput(w)
 	level, format := "--log-level", "--log-format"
