@@ -241,6 +241,9 @@ func (e *Events) decode(record []byte) (v Event, ok bool) {
 		if len(record) < at {
 			return v, false
 		}
+		if raw.Kind <= bpf.KindDetach {
+			v.Process = "" // not of a program that has begun
+		}
 		n := int(binary.NativeEndian.Uint32(record[length:]))
 		// It says more, and better: whom it is about may be gone.
 		if err := json.Unmarshal(record[at:min(at+n, len(record))], &v); err != nil {

@@ -103,10 +103,13 @@ func Podman(ctx context.Context) (Known, error) {
 		return Known{}, err
 	}
 	known := newKnown()
-	if out, err := run("pod", "ps", "--no-trunc", "--format", "{{.ID}} {{.Name}}"); err == nil {
+	if out, err := run("pod", "ps", "--no-trunc", "--format", "{{.Name}} {{.ID}} {{.InfraID}}"); err == nil {
 		for line := range strings.Lines(string(out)) {
-			if id, name, ok := strings.Cut(strings.TrimSpace(line), " "); ok {
-				known.Pods[id] = name
+			// Hooks are told the id of the infra container for the pod's.
+			if f := strings.Fields(line); len(f) > 1 {
+				for _, id := range f[1:] {
+					known.Pods[id] = f[0]
+				}
 			}
 		}
 	}

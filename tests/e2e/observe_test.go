@@ -16,7 +16,9 @@ func TestObserve(t *testing.T) {
 	p, other := newMeshPod(ctx, t), newPod(ctx, t, "")
 	_, err := other.Run(ctx, "site", lab.AppImage, lab.ContainerOptions{Args: []string{"/bin/sleep", "60"}})
 	must(t, err)
-	o, err := lab.Observe(ctx, filepath.Join(world.bin, "sidegate"), "--pod", p.Name)
+	env, err := world.Podman.Environment(t.TempDir())
+	must(t, err)
+	o, err := lab.Observe(ctx, env, filepath.Join(world.bin, "sidegate"), "--pod", p.Name)
 	must(t, err)
 	p.wantCarried(p.app)
 	p.probe(p.app, udp(newNonce())...)
@@ -57,9 +59,8 @@ func TestObserve(t *testing.T) {
 		}},
 		{"detach", func(v *lab.Observed) bool { return v.Kind == "detach" && v.Container == late.Name }},
 	} {
-		if _, err := o.Wait(want.what, want.match); err != nil {
-			t.Error(err)
-		}
+		_, err := o.Wait(want.what, want.match)
+		must(t, err)
 	}
 	must(t, o.Close())
 	for _, v := range o.All() {

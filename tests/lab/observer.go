@@ -38,14 +38,15 @@ type Observer struct {
 	errs []error
 }
 
-// Observe starts the command and waits until the kernel tells it. Something must be loaded. Whoever got it closes it.
-func Observe(ctx context.Context, sidegate string, args ...string) (*Observer, error) {
+// Observe starts the command of an environment, nil is this process's, and waits until the kernel tells it. Something must be
+// loaded. Whoever got it closes it.
+func Observe(ctx context.Context, env []string, sidegate string, args ...string) (*Observer, error) {
 	before, err := eventReaders()
 	if err != nil {
 		return nil, err
 	}
 	o := &Observer{cmd: exec.Command(sidegate, append([]string{"observe", "-o", "json"}, args...)...), done: make(chan struct{})}
-	o.cmd.Stderr = os.Stderr
+	o.cmd.Env, o.cmd.Stderr = env, os.Stderr
 	out, err := o.cmd.StdoutPipe()
 	if err != nil {
 		return nil, err

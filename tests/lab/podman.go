@@ -187,6 +187,16 @@ func (p *Podman) podman(ctx context.Context, args ...string) *exec.Cmd {
 	return cmd
 }
 
+// Environment is this process's for programs that run podman: they run the lab's. It writes a command into dir.
+func (p *Podman) Environment(dir string) ([]string, error) {
+	cmd := p.podman(context.Background())
+	script := "#!/bin/sh\nexec " + strings.Join(append([]string{cmd.Path}, cmd.Args[1:]...), " ") + " \"$@\"\n"
+	if err := os.WriteFile(filepath.Join(dir, "podman"), []byte(script), 0o755); err != nil {
+		return nil, err
+	}
+	return append(cmd.Env, "PATH="+dir+":"+os.Getenv("PATH")), nil
+}
+
 // Run runs podman and returns its standard output. Its standard error is in the error.
 func (p *Podman) Run(ctx context.Context, args ...string) ([]byte, error) {
 	return p.output(p.command(ctx, args...))
