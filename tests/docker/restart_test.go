@@ -87,7 +87,7 @@ func TestLiveRestore(t *testing.T) {
 
 // Two hundred containers, side by side: nothing is open, and nothing stays.
 func TestManyContainers(t *testing.T) {
-	const count, workers = 200, 4
+	const count, workers = 100, 4
 	ctx := begin(t, lab.Moby)
 	startDriver(ctx, t)
 	newMesh(ctx, t)
