@@ -30,7 +30,7 @@ const (
 	recordSegments = 8 // files that share the size
 	// MinRecordSize is the least size of a record, in bytes.
 	MinRecordSize = 1 << 20
-	recordPause   = 100 * time.Millisecond // how long a line may wait to be written
+	RecordPause   = 100 * time.Millisecond // how long a line may wait to be written
 	recordBuffer  = 64 << 10               // or so many bytes of lines
 )
 
@@ -249,7 +249,7 @@ func (r *Recorder) Dropped() (uint64, error) {
 }
 
 func (r *Recorder) tick() {
-	t := time.NewTicker(recordPause)
+	t := time.NewTicker(RecordPause)
 	defer t.Stop()
 	for {
 		select {

@@ -161,39 +161,39 @@ func parseSince(s string, now time.Time) (time.Time, error) {
 
 func (o *observation) run(ctx context.Context, e *env) error {
 	p := o.printer(ctx, e)
-	if o.live() {
-		return o.watch(ctx, e, p, time.Time{})
+	switch {
+	case o.live():
+		return o.watch(ctx, e, p, nil)
+	case o.follow:
+		return o.watch(ctx, e, p, func(until time.Time) error { return o.past(p, until) })
 	}
-	// What happens is read from before what was recorded is: nothing is between them.
-	began := time.Now()
-	past := func() error {
-		all, lost, err := observe.Recorded(o.recorded, o.from, 0)
-		if errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("nothing is recorded in %s: run `sidegate exporter --record %s`", o.recorded, o.recorded)
-		}
-		if err != nil {
+	return unlessEnough(o.past(p, time.Now()))
+}
+
+// past shows what was recorded until then.
+func (o *observation) past(p *printer, until time.Time) error {
+	all, lost, err := observe.Recorded(o.recorded, o.from, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("nothing is recorded in %s: run `sidegate exporter --record %s`", o.recorded, o.recorded)
+	}
+	if err != nil {
+		return err
+	}
+	if lost > 0 {
+		if err := p.lost(lost, "by who recorded them"); err != nil {
 			return err
 		}
-		if lost > 0 {
-			if err := p.lost(lost, "by who recorded them"); err != nil {
-				return err
-			}
-		}
-		all = slices.DeleteFunc(all, func(v cgroups.Event) bool { return !o.wants(&v, p.podName(&v)) || o.follow && v.Time.After(began) })
-		if o.last > 0 {
-			all = all[max(len(all)-o.last, 0):]
-		}
-		for i := range all {
-			if err := p.show(&all[i]); err != nil {
-				return err
-			}
-		}
-		return nil
 	}
-	if !o.follow {
-		return unlessEnough(past())
+	all = slices.DeleteFunc(all, func(v cgroups.Event) bool { return !o.wants(&v, p.podName(&v)) || v.Time.After(until) })
+	if o.last > 0 {
+		all = all[max(len(all)-o.last, 0):]
 	}
-	return o.watch(ctx, e, p, began, past)
+	for i := range all {
+		if err := p.show(&all[i]); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // errEnough ends what shows events.
@@ -206,8 +206,8 @@ func unlessEnough(err error) error {
 	return err
 }
 
-// watch shows what happens after a time, and before that what first shows.
-func (o *observation) watch(ctx context.Context, e *env, p *printer, after time.Time, first ...func() error) error {
+// watch shows what happens. What happened before, until it began, past shows, which may be nil.
+func (o *observation) watch(ctx context.Context, e *env, p *printer, past func(until time.Time) error) error {
 	events, err := cgroups.OpenEvents(e.state, o.size)
 	if errors.Is(err, cgroups.ErrNotLoaded) {
 		return errNothingLoaded
@@ -218,8 +218,16 @@ func (o *observation) watch(ctx context.Context, e *env, p *printer, after time.
 	defer events.Close()
 	stop := context.AfterFunc(ctx, func() { _ = events.Finish() })
 	defer stop()
-	for _, f := range first {
-		if err := f(); err != nil {
+	var began time.Time
+	if past != nil {
+		// From now on there is nothing that is not read here; what was before is on record in a moment.
+		began = time.Now()
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(2 * observe.RecordPause):
+		}
+		if err := past(began); err != nil {
 			return unlessEnough(err)
 		}
 	}
@@ -238,7 +246,7 @@ func (o *observation) watch(ctx context.Context, e *env, p *printer, after time.
 			}
 			lost = now
 		}
-		if !v.Time.After(after) {
+		if !v.Time.After(began) {
 			continue
 		}
 		if err := p.show(&v); err != nil {

@@ -6,8 +6,11 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/netip"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -195,5 +198,61 @@ func TestObserveNothing(t *testing.T) {
 		if _, errs, code := call(t.TempDir(), "observe", c.arg); code != cli.ExitUsage || !strings.Contains(errs, c.word) {
 			t.Errorf("%s: %d, %s", c.arg, code, errs)
 		}
+	}
+}
+
+// What was recorded, and then what happens: nothing twice, and nothing is missing in between.
+func TestObserveRecorded(t *testing.T) {
+	w, _, app := meshPod(t, least)
+	dir := filepath.Join(t.TempDir(), "events")
+	x := startExporter(t, w.state, exporter{record: dir})
+	for deadline := time.Now().Add(10 * time.Second); ; {
+		if body, _ := x.get("/metrics"); strings.Contains(body, "sidegate_exporter_reading 1") {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the exporter does not read")
+		}
+	}
+	const first = 1000
+	stop, stopped, last := make(chan struct{}), make(chan struct{}), first-1
+	go func() {
+		defer close(stopped)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				app.do("dial", "tcp", fmt.Sprintf("192.0.2.1:%d", last+1))
+				last++
+			}
+		}
+	}()
+	const n = 3000
+	ports := func(lines *bufio.Scanner) (ports []int) {
+		for lines.Scan() {
+			var v cgroups.Event
+			must(t, json.Unmarshal(lines.Bytes(), &v))
+			ports = append(ports, int(v.Address.Port()))
+		}
+		return ports
+	}
+	got := ports(observing(t, w, "-o", "json", "--verdict", "denied", "--recorded", dir, "--since", "1h", "--follow", "-n", fmt.Sprint(n)))
+	close(stop)
+	<-stopped
+	if len(got) != n {
+		t.Fatalf("%d lines, want %d", len(got), n)
+	}
+	for i, port := range got {
+		if port != first+i {
+			t.Fatalf("line %d is of port %d, want %d", i, port, first+i)
+		}
+	}
+	must(t, x.stop()) // all is written then
+	if got := ports(observing(t, w, "-o", "json", "--recorded", dir, "--last", "3", "--verdict", "denied")); !slices.Equal(got, []int{last - 2, last - 1, last}) {
+		t.Errorf("the last are %v, of %d", got, last)
+	}
+	if got := ports(observing(t, w, "-o", "json", "--recorded", dir, "--since", "1h", "--verdict", "denied", "--port", fmt.Sprint(last-9))); !slices.Equal(got, []int{last - 9}) {
+		t.Errorf("of port %d are %v", last-9, got)
 	}
 }
