@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"sidegate/cgroups"
+	"sidegate/cmd/sidegate/internal/text"
 )
 
 // The colours of verdicts: SGR parameters.
@@ -29,11 +30,11 @@ func eventLine(v *observed, colored bool) string {
 		parts = append(parts, why)
 	}
 	if v.Rule != "" {
-		parts = append(parts, "by "+clean(v.Rule))
+		parts = append(parts, "by "+text.Clean(v.Rule))
 	}
 	switch program := cmp.Or(v.Comm, filepath.Base(v.Process)); {
 	case program != ".":
-		parts = append(parts, fmt.Sprintf("(%s, pid %d)", clean(program), v.PID))
+		parts = append(parts, fmt.Sprintf("(%s, pid %d)", text.Clean(program), v.PID))
 	case v.PID != 0:
 		parts = append(parts, fmt.Sprintf("(pid %d)", v.PID))
 	}
@@ -48,18 +49,18 @@ func eventWho(v *observed) string {
 	if pod := cmp.Or(v.PodName, short(v.Pod)); pod != "" {
 		who = pod + "/" + who
 	}
-	return clean(who)
+	return text.Clean(who)
 }
 
 // eventWhat is what was done, and with whom.
 func eventWhat(v *cgroups.Event, name string) string {
 	switch v.Kind {
 	case "attach", "detach":
-		return clean(fmt.Sprintf("%s %s %s as %s under policy %s", v.Kind, v.Runtime, short(v.ContainerID), v.Role, v.Policy))
+		return text.Clean(fmt.Sprintf("%s %s %s as %s under policy %s", v.Kind, v.Runtime, short(v.ContainerID), v.Role, v.Policy))
 	case "http":
-		return clean("http " + httpWhat(v.TLS))
+		return text.Clean("http " + httpWhat(v.TLS))
 	case "tls":
-		return clean("tls " + tlsWhat(v.TLS) + " -> " + eventOther(v, name))
+		return text.Clean("tls " + tlsWhat(v.TLS) + " -> " + eventOther(v, name))
 	}
 	what := v.Kind
 	if v.Protocol != "" && v.Protocol != v.Kind {
@@ -68,11 +69,11 @@ func eventWhat(v *cgroups.Event, name string) string {
 	other := eventOther(v, name)
 	switch {
 	case other == "":
-		return clean(what)
+		return text.Clean(what)
 	case v.Direction == "ingress":
-		return clean(what + " <- " + other)
+		return text.Clean(what + " <- " + other)
 	}
-	return clean(what + " -> " + other)
+	return text.Clean(what + " -> " + other)
 }
 
 // eventOther is the other end.
@@ -130,16 +131,7 @@ func eventWhy(v *cgroups.Event) string {
 		return ""
 	}
 	if v.Text != "" && refused {
-		return clean(v.Reason + ": " + v.Text)
+		return text.Clean(v.Reason + ": " + v.Text)
 	}
-	return clean(v.Reason)
-}
-
-// clean keeps names that a container chose from doing anything to a terminal, or beginning a line.
-func clean(s string) string {
-	quoted := strconv.QuoteToGraphic(s)
-	if quoted[1:len(quoted)-1] == s {
-		return s
-	}
-	return strings.ReplaceAll(quoted[1:len(quoted)-1], `\"`, `"`)
+	return text.Clean(v.Reason)
 }

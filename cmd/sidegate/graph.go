@@ -22,6 +22,7 @@ import (
 	"sidegate/cgroups"
 	"sidegate/cmd/sidegate/internal/graph"
 	"sidegate/observe/cli"
+	"sidegate/observe/names"
 )
 
 // nameTimeout is how long names of addresses are waited for, all together.
@@ -58,7 +59,7 @@ func newGraph(e *env) *cobra.Command {
 	f.StringVar(&d.file, "file", "", "write to this file (default: standard output)")
 	f.StringVar(&d.pod, "pod", "", "of this pod only: its name or id, or the beginning")
 	f.DurationVar(&d.since, "since", 0, "only who has talked since then, 10m for example (default: since it was loaded)")
-	f.BoolVar(&d.names, "names", false, "ask DNS for names of addresses outside")
+	f.BoolVar(&d.names, "names", false, "ask podman, Docker, CRI and DNS whose the addresses outside are")
 	f.IntVar(&d.most, "max", 40, "at most this many addresses outside, the others as one; 0: all")
 	f.IntSliceVar(&d.group, "group", nil, "put addresses of a network together: length of prefixes of IPv4, and of IPv6, 24,64 for example")
 	return cmd
@@ -117,11 +118,17 @@ func (d *drawing) run(ctx context.Context, e *env) error {
 		o.Bits6 = d.group[1]
 	}
 	g := graph.Build(flows, o)
-	names := podAddresses(st.Pods)
+	known := podAddresses(st.Pods)
 	if d.names {
-		lookUpNames(ctx, g, names)
+		runtimes := names.New(ctx, names.Sources())
+		for _, o := range g.Outside {
+			if a := o.Network.Addr(); o.More == 0 && o.Network.IsSingleIP() && known[a] == "" {
+				known[a] = runtimes.Of(a)
+			}
+		}
+		lookUpNames(ctx, g, known)
 	}
-	g.Name(func(a netip.Addr) string { return names[a] })
+	g.Name(func(a netip.Addr) string { return known[a] })
 	var b bytes.Buffer
 	switch d.output {
 	case "dot":
