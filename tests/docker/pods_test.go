@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"sidegate/observe/names"
 	"sidegate/tests/lab"
 )
 
@@ -114,6 +115,13 @@ func TestNames(t *testing.T) {
 		out, err := app.Exec(ctx, "/bin/busybox", "nslookup", name)
 		if err != nil || !strings.Contains(string(out), want) {
 			t.Errorf("%s: %v, want %s in %s", name, err, want, out)
+		}
+	}
+	known, err := names.Docker(ctx, world.Docker.Socket())
+	must(t, err)
+	for name, p := range map[string]*lab.Pod{"db": db, "shop": p} {
+		if known.Addresses[p.V4] != name || known.Addresses[p.V6] != name {
+			t.Errorf("%s is at %s and %s, and known are %v", name, p.V4, p.V6, known.Addresses)
 		}
 	}
 }

@@ -4,11 +4,13 @@ package nri
 
 import (
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"sidegate/observe/names"
 	"sidegate/tests/lab"
 )
 
@@ -40,6 +42,13 @@ func TestPod(t *testing.T) {
 	sidecar := startSidecar(ctx, t, p)
 	app := startApp(ctx, t, p, lab.ContainerOptions{})
 	wantRoles(t, p.Name, "app=app istio-proxy=sidecar")
+	known, err := names.CRI(ctx, world.Containerd.Address())
+	must(t, err)
+	for _, addr := range []netip.Addr{p.V4, p.V6} {
+		if name := known.Addresses[addr]; !strings.HasSuffix(name, "/"+p.Name) {
+			t.Errorf("%s is of %q, want %s, of %v", addr, name, p.Name, known.Addresses)
+		}
+	}
 	for _, v6 := range []bool{false, true} {
 		nonce := newNonce()
 		r, err := app.Probe(ctx, "http", "--to", world.Outside.HTTP(v6).String(), "--path", lab.PagePath+"?"+nonce, "--contains", lab.PageText)
