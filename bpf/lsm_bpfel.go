@@ -259,10 +259,10 @@ type lsmSgSock struct {
 		Port   uint16
 		Family uint16
 	}
-	Pid    uint32
-	App    uint64
-	Keys   uint32
-	Unused uint32
+	Pid  uint32
+	App  uint64
+	Keys uint32
+	Told uint32
 }
 
 type lsmSgSubjectKey struct {

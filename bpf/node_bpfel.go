@@ -377,7 +377,7 @@ type nodeSgSock struct {
 	Pid         uint32
 	App         uint64
 	Keys        uint32
-	Unused      uint32
+	Told        uint32
 }
 
 type nodeSgSubjectKey struct {

@@ -76,7 +76,7 @@ func (s *Store) Attach(ns *Netns, c *Container) (att Attached, err error) {
 	begin := time.Now()
 	defer func() {
 		if !att.Already {
-			err = errors.Join(err, s.countAttach(time.Since(begin), err))
+			_ = s.countAttach(time.Since(begin), err) // no reason to refuse a container
 		}
 	}()
 	if err := refuseHost(ns, c.spec()); err != nil {

@@ -29,7 +29,7 @@ type Emitter struct {
 func newEmitter(m *bpf.Maps, program func(string) (*ebpf.Program, error)) (*Emitter, error) {
 	e := new(Emitter)
 	var err error
-	if e.control, err = mapControl(m); err != nil {
+	if e.control, err = mapControl(m, unix.PROT_READ); err != nil {
 		return nil, err
 	}
 	if e.program, err = program(bpf.EmitProgram); err != nil {
@@ -39,7 +39,9 @@ func newEmitter(m *bpf.Maps, program func(string) (*ebpf.Program, error)) (*Emit
 }
 
 // Wanted tells whether anybody reads.
-func (e *Emitter) Wanted() bool { return atomic.LoadUint64(&controlOf(e.control).Any) != 0 }
+func (e *Emitter) Wanted() bool {
+	return atomic.LoadUint64(&controlOf(e.control).Any) > uint64(bootTime())
+}
 
 // emitTLS tells of what the relay saw of a container's connection.
 func (e *Emitter) emitTLS(cookie, cgroup uint64, v *Event) error {
@@ -49,8 +51,10 @@ func (e *Emitter) emitTLS(cookie, cgroup uint64, v *Event) error {
 	}
 	head := bpf.Event{Kind: kind, NetnsCookie: cookie, CgroupId: cgroup, Pid: uint32(v.PID)}
 	text, err := textOf(v)
-	if err == nil && len(text) > maxEventText {
-		text, err = textOf(cutEvent(v))
+	for _, names := range []int{255, 40} { // bytes of names of servers
+		if err == nil && len(text) > maxEventText {
+			text, err = textOf(cutEvent(v, names))
+		}
 	}
 	if err != nil {
 		return err
@@ -88,20 +92,23 @@ func marshal(v any) ([]byte, error) {
 
 var maxEventText = len(bpf.EventText{}.Text)
 
-// cutEvent fits, whatever is in it: nobody's request goes unseen for its length.
-func cutEvent(v *Event) *Event {
-	const most = 32 // bytes, of which JSON makes six each
-	cut := func(s *string) { *s = strings.ToValidUTF8((*s)[:min(len(*s), most)], "") }
+// cutEvent fits, whatever is in it: nobody's request goes unseen for its length. Whose it is is cut last.
+func cutEvent(v *Event, names int) *Event {
+	const most = 20 // bytes, of which JSON makes six each
+	cutAt := func(s *string, most int) { *s = strings.ToValidUTF8((*s)[:min(len(*s), most)], "") }
+	cut := func(s *string) { cutAt(s, most) }
 	short, tls := *v, *v.TLS
 	short.TLS = &tls
 	tls.Truncated = true
-	for _, s := range []*string{&short.Text, &short.Rule, &short.Reason, &tls.SNI, &tls.Suite, &tls.ALPN} {
+	for _, s := range []*string{&short.Text, &short.Rule, &short.Reason, &tls.Suite, &tls.ALPN} {
 		cut(s)
 	}
+	cutAt(&tls.SNI, names)
 	if tls.HTTP != nil {
 		http := *tls.HTTP
+		cutAt(&http.Host, names)
 		tls.HTTP = &http
-		for _, s := range []*string{&http.Method, &http.Host, &http.Path} {
+		for _, s := range []*string{&http.Method, &http.Path} {
 			cut(s)
 		}
 	}
@@ -137,7 +144,7 @@ func (e *Emitter) Close() error {
 // tellContainer tells who reads that a container comes or goes. That nobody can be told is no reason to refuse it.
 func (s *Store) tellContainer(kind uint8, cookie, cgroup uint64) {
 	var control bpf.EventControl
-	if err := s.maps.EventControl.Lookup(uint32(0), &control); err != nil || control.Any == 0 {
+	if err := s.maps.EventControl.Lookup(uint32(0), &control); err != nil || control.Any < uint64(bootTime()) {
 		return
 	}
 	info, err := s.info(cgroup)

@@ -146,6 +146,9 @@ type eventNames struct {
 	policies   map[uint32]string
 }
 
+// maxProcess is how many bytes of an executable's path are told: it may be as long as the container likes.
+const maxProcess = 256
+
 // maxNames is how many of a sort are kept.
 const maxNames = 1 << 15
 
@@ -205,7 +208,7 @@ func (n *eventNames) event(raw *bpf.Event) Event {
 	}
 	if raw.Pid != 0 {
 		if exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", raw.Pid)); err == nil {
-			out.Process = strings.TrimSuffix(exe, " (deleted)")
+			out.Process = strings.ToValidUTF8(strings.TrimSuffix(exe[:min(len(exe), maxProcess)], " (deleted)"), "\uFFFD")
 		}
 	}
 	return out
@@ -264,5 +267,5 @@ func (n *eventNames) policy(revision uint32) string {
 			return remember(n.policies, revision, bpf.CString(infos[i].Name[:]))
 		}
 	}
-	return ""
+	return remember(n.policies, revision, "") // it is gone
 }

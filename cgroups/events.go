@@ -27,9 +27,11 @@ type Events struct {
 	maps    *bpf.Maps
 	ring    *ebpf.Map
 	reader  *ringbuf.Reader
+	id      ebpf.MapID // of ring
 	slot    uint32
 	control []byte
-	boot    time.Time // when CLOCK_BOOTTIME was 0
+	boot    atomic.Int64 // when CLOCK_BOOTTIME was 0, in ns since 1970: clocks are set
+	taken   atomic.Bool  // somebody else has the slot
 
 	stop    chan struct{}
 	stopped sync.WaitGroup
@@ -43,7 +45,7 @@ const (
 )
 
 // ErrTooManyReaders says that no reader more is possible.
-var ErrTooManyReaders = fmt.Errorf("%d processes read events already, which is the most", bpf.EventReaders)
+var ErrTooManyReaders = fmt.Errorf("%d processes read events already, which is the most: end a `sidegate observe`, or an exporter", bpf.EventReaders)
 
 // OpenEvents begins to read, with a buffer of size bytes, a power of two of at least a page.
 func OpenEvents(state string, size uint32) (_ *Events, err error) {
@@ -52,7 +54,7 @@ func OpenEvents(state string, size uint32) (_ *Events, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, s.Close()) }() // the lock, that no other takes the same slot
-	e := &Events{state: state, boot: time.Now().Add(-bootTime()), stop: make(chan struct{})}
+	e := &Events{state: state, slot: uint32(bpf.EventReaders), stop: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, e.Close())
@@ -61,11 +63,10 @@ func OpenEvents(state string, size uint32) (_ *Events, err error) {
 	if e.maps, err = bpf.OpenMaps(s.pinnedMap); err != nil {
 		return nil, err
 	}
-	if e.control, err = mapControl(e.maps); err != nil {
+	if e.control, err = mapControl(e.maps, unix.PROT_READ|unix.PROT_WRITE); err != nil {
 		return nil, err
 	}
 	c, now := e.readers(), uint64(bootTime())
-	e.slot = uint32(bpf.EventReaders)
 	for i := range c.Until {
 		if atomic.LoadUint64(&c.Until[i]) < now {
 			e.slot = uint32(i)
@@ -77,6 +78,9 @@ func OpenEvents(state string, size uint32) (_ *Events, err error) {
 	}
 	if e.ring, err = ebpf.NewMap(&ebpf.MapSpec{Name: "sg_events", Type: ebpf.RingBuf, MaxEntries: size}); err != nil {
 		return nil, fmt.Errorf("make a ring buffer of %d bytes: %w", size, explain(err))
+	}
+	if e.id, err = mapID(e.ring); err != nil {
+		return nil, err
 	}
 	if e.reader, err = ringbuf.NewReader(e.ring); err != nil {
 		return nil, fmt.Errorf("read events: %w", err)
@@ -106,8 +110,8 @@ func OpenEvents(state string, size uint32) (_ *Events, err error) {
 }
 
 // mapControl maps who reads into memory.
-func mapControl(m *bpf.Maps) ([]byte, error) {
-	b, err := unix.Mmap(m.EventControl.FD(), 0, unix.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+func mapControl(m *bpf.Maps, prot int) ([]byte, error) {
+	b, err := unix.Mmap(m.EventControl.FD(), 0, unix.Getpagesize(), prot, unix.MAP_SHARED)
 	if err != nil {
 		return nil, fmt.Errorf("map who reads events: %w", err)
 	}
@@ -124,11 +128,52 @@ func bootTime() time.Duration {
 
 func (e *Events) readers() *bpf.EventControl { return controlOf(e.control) }
 
+// renew holds the slot for a while longer, if it is still this reader's: one that was stopped for longer than its lease,
+// as by a suspend of the machine, may have lost it.
 func (e *Events) renew() {
-	c := e.readers()
-	atomic.StoreUint64(&c.Until[e.slot], uint64(bootTime()+eventLease))
-	atomic.StoreUint64(&c.Any, 1)
+	e.boot.Store(time.Now().Add(-bootTime()).UnixNano())
+	if !e.own() {
+		e.taken.Store(true)
+		_ = e.reader.Flush()
+		return
+	}
+	c, until := e.readers(), uint64(bootTime()+eventLease)
+	atomic.StoreUint64(&c.Until[e.slot], until)
+	for any := atomic.LoadUint64(&c.Any); any < until && !atomic.CompareAndSwapUint64(&c.Any, any, until); {
+		any = atomic.LoadUint64(&c.Any)
+	}
 }
+
+// own tells whether the slot has this reader's ring.
+func (e *Events) own() bool {
+	var id ebpf.MapID
+	return e.maps.EventRings.Lookup(e.slot, &id) == nil && id == e.id
+}
+
+// leave gives the slot back. Of the readers that are left the last lease counts.
+func (e *Events) leave() error {
+	if !e.own() {
+		return nil
+	}
+	c := e.readers()
+	atomic.StoreUint64(&c.Until[e.slot], 0)
+	for {
+		any, last := atomic.LoadUint64(&c.Any), uint64(0)
+		for i := range c.Until {
+			last = max(last, atomic.LoadUint64(&c.Until[i]))
+		}
+		if atomic.CompareAndSwapUint64(&c.Any, any, last) {
+			break
+		}
+	}
+	if err := e.maps.EventRings.Delete(e.slot); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("take a ring buffer away: %w", err)
+	}
+	return nil
+}
+
+// ErrTaken is of a reader that was stopped for so long that its slot was taken for free.
+var ErrTaken = errors.New("nothing was read for more than 3 seconds, and somebody else reads in this one's place: begin again")
 
 // Lost is how many events this reader was too slow for.
 func (e *Events) Lost() uint64 { return atomic.LoadUint64(&e.readers().Lost[e.slot]) }
@@ -162,21 +207,8 @@ func (e *Events) Close() error {
 	if e.reader != nil {
 		errs = append(errs, e.reader.Close())
 	}
-	if e.control != nil && int(e.slot) < bpf.EventReaders {
-		c, now := e.readers(), uint64(bootTime())
-		atomic.StoreUint64(&c.Until[e.slot], 0)
-		others := false
-		for i := range c.Until {
-			others = others || atomic.LoadUint64(&c.Until[i]) > now
-		}
-		if !others {
-			atomic.StoreUint64(&c.Any, 0)
-		}
-		if e.ring != nil {
-			if err := e.maps.EventRings.Delete(e.slot); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-				errs = append(errs, fmt.Errorf("take a ring buffer away: %w", err))
-			}
-		}
+	if e.control != nil && e.ring != nil && int(e.slot) < bpf.EventReaders {
+		errs = append(errs, e.leave())
 	}
 	if e.control != nil {
 		errs = append(errs, unix.Munmap(e.control))
@@ -200,6 +232,9 @@ func (e *Events) Finish() error { return e.reader.Flush() }
 func (e *Events) Read() (Event, error) {
 	for {
 		r, err := e.reader.Read()
+		if e.taken.Load() {
+			return Event{}, ErrTaken
+		}
 		if errors.Is(err, ringbuf.ErrFlushed) {
 			return Event{}, os.ErrClosed
 		}
@@ -227,7 +262,7 @@ func (e *Events) decode(record []byte) (v Event, ok bool) {
 		e.names.forget(raw.CgroupId)
 	}
 	v = e.names.event(raw)
-	v.Kind, v.Time = kinds[raw.Kind], e.boot.Add(time.Duration(raw.TimeNs))
+	v.Kind, v.Time = kinds[raw.Kind], time.Unix(0, e.boot.Load()+int64(raw.TimeNs))
 	switch {
 	case raw.Kind == bpf.KindUnix:
 		if len(record) < int(unsafe.Sizeof(bpf.EventUnix{})) {

@@ -228,24 +228,35 @@ func wantFlow(t *testing.T, w *world, container, reason string, want uint64) {
 // A container that makes more events than are told hides nobody else's, and how many there were is known exactly.
 func TestEventsAreLimited(t *testing.T) {
 	m := newMeshPod(t, policy.Default())
-	e := m.observe(1 << 20)
-	made := uint64(20_000)
+	e := m.observe(16 << 20)
+	made := uint64(0)
 	deny := func(n uint64) {
 		t.Helper()
+		made += n
 		wantErr(t, "flood", m.app.Do(t, agent.Request{Op: "deny", Len: int(n)}), "")
 	}
-	deny(made)
-	wantBanner(t, "another's", dial(t, m.sidecar, "tcp", pod4+":15006"), "inbound")
-	toldOf, suppressed := uint64(0), uint64(0)
-	count := func(v *cgroups.Event) {
-		if v.Container == "app" {
-			toldOf++
-			suppressed += uint64(v.Suppressed)
+	for deadline := time.Now().Add(20 * time.Second); notTold(t, m.world, "app") == 0; deny(20_000) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d events in %v are not too many", made, 20*time.Second)
 		}
 	}
-	until(t, e, func(v *cgroups.Event) bool { count(v); return v.Container == "sidecar" })
-	if toldOf == 0 || toldOf >= made {
-		t.Errorf("%d of %d events were told", toldOf, made)
+	// Nor does it hide its own connections.
+	wantBanner(t, "its own", dial(t, m.app, "tcp", outside4+":80"), "outbound")
+	wantBanner(t, "another's", dial(t, m.sidecar, "tcp", pod4+":15006"), "inbound")
+	own := false
+	toldOf, suppressed := uint64(0), uint64(0)
+	count := func(v *cgroups.Event) {
+		switch {
+		case v.Container == "app" && v.Reason == "raw_socket":
+			toldOf++
+			suppressed += uint64(v.Suppressed)
+		case v.Container == "app" && v.Reason == "redirected":
+			own = true
+		}
+	}
+	until(t, e, func(v *cgroups.Event) bool { count(v); return v.Container == "sidecar" && v.Peer == "" })
+	if toldOf == 0 || toldOf >= made || !own {
+		t.Errorf("%d of %d events were told, its own connection: %v", toldOf, made, own)
 	}
 	// The next one that is told says how many were not.
 	for deadline := time.Now().Add(10 * time.Second); toldOf+suppressed != made; {
@@ -253,7 +264,6 @@ func TestEventsAreLimited(t *testing.T) {
 			t.Fatalf("%d were told and %d counted of %d", toldOf, suppressed, made)
 		}
 		deny(1)
-		made++
 		e.SetDeadline(time.Now().Add(50 * time.Millisecond))
 		v, err := e.Read()
 		if errors.Is(err, os.ErrDeadlineExceeded) {
@@ -269,6 +279,65 @@ func TestEventsAreLimited(t *testing.T) {
 		t.Errorf("%d are counted of %d", n, made)
 	}
 	wantFlow(t, m.world, "app", "raw_socket", made)
+}
+
+// notTold is how many events of a container were too many.
+func notTold(t *testing.T, w *world, container string) (n uint64) {
+	t.Helper()
+	st, err := cgroups.ReadEventStats(w.state)
+	must(t, err)
+	for _, s := range st.Suppressed {
+		if s.Container == container {
+			n += s.Count
+		}
+	}
+	return n
+}
+
+// A reader that was stopped for longer than its lease lost its slot to another one, knows it, and takes nothing away.
+func TestEventSlotIsTaken(t *testing.T) {
+	m := newMeshPod(t, policy.Default())
+	stopped, err := cgroups.OpenEvents(m.state, 1<<12)
+	must(t, err)
+	cgroups.Suspend(stopped)
+	var others []*cgroups.Events
+	for { // one of them has its slot
+		e, err := cgroups.OpenEvents(m.state, 1<<12)
+		if errors.Is(err, cgroups.ErrTooManyReaders) {
+			break
+		}
+		must(t, err)
+		others = append(others, e)
+	}
+	cgroups.Resume(stopped)
+	if _, err := stopped.Read(); !errors.Is(err, cgroups.ErrTaken) {
+		t.Errorf("it reads %v", err)
+	}
+	must(t, stopped.Close())
+	dial(t, m.app, "tcp", outside4+":80")
+	for i, e := range others {
+		if all := until(t, e, func(v *cgroups.Event) bool { return v.Kind == "accept" }); len(all) != 2 {
+			t.Errorf("reader %d got %q", i, told(all))
+		}
+		must(t, e.Close())
+	}
+}
+
+// Datagrams over one socket are told once for each destination.
+func TestEventsOfDatagrams(t *testing.T) {
+	m := newMeshPod(t, parse(t, "  nonTCP: allow\n"))
+	e := m.observe(1 << 16)
+	wantErr(t, "datagrams", m.app.Do(t, agent.Request{Op: "scatter", Addr: outside4 + ":1000", Len: 3}), "")
+	dial(t, m.app, "tcp", outside4+":80")
+	var ports []uint16
+	for _, v := range until(t, e, func(v *cgroups.Event) bool { return v.Protocol == "tcp" }) {
+		if v.Protocol == "udp" {
+			ports = append(ports, v.Address.Port())
+		}
+	}
+	if want := []uint16{1000, 1001, 1002}; !slices.Equal(ports, want) {
+		t.Errorf("datagrams to %v were told, want %v", ports, want)
+	}
 }
 
 // Readers do not take each other's events, and there is room for one that was killed.

@@ -33,6 +33,9 @@ type Suppressed struct {
 	Count     uint64 `json:"count"`
 }
 
+// eventClasses are the bits of a key of map event_budgets that say which of a container's budgets it is (SG_EVENT_CLASS).
+const eventClasses = 3 << 62
+
 // ReadEventStats reads them. Of a state that is not loaded there is nothing.
 func ReadEventStats(state string) (st EventStats, err error) {
 	err = IfLoaded(state, func(s *Store) error {
@@ -54,7 +57,7 @@ func ReadEventStats(state string) (st EventStats, err error) {
 		}
 		sums := make(map[[2]string]uint64)
 		for i, k := range keys {
-			if pod, container, ok := names.whose(k.NetnsCookie, k.CgroupId); ok {
+			if pod, container, ok := names.whose(k.NetnsCookie&^eventClasses, k.CgroupId); ok {
 				sums[[2]string{pod, container}] += budgets[i].Total
 			}
 		}

@@ -36,6 +36,7 @@ type Follower struct {
 
 const (
 	followAgain = time.Second            // after nothing could be read
+	followDrain = time.Second            // at the end
 	followLook  = 250 * time.Millisecond // at what is loaded, and whether to end
 	logEvery    = 5 * time.Minute        // what is still the same
 )
@@ -96,6 +97,13 @@ func (f *Follower) read(ctx context.Context) (err error) {
 	f.reads.Store(true)
 	defer f.reads.Store(false)
 	lost := uint64(0)
+	// What was told before the end is read nevertheless.
+	defer func() {
+		events.SetDeadline(time.Now())
+		if derr := f.readUntil(events, time.Now().Add(followDrain), &lost); err == nil {
+			err = derr
+		}
+	}()
 	for ctx.Err() == nil {
 		look := time.Now().Add(followLook)
 		events.SetDeadline(look)

@@ -92,7 +92,7 @@ func NewRecorder(dir string, size int64) (_ *Recorder, err error) {
 		}
 	}()
 	if err := unix.Flock(int(r.dir.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return nil, fmt.Errorf("lock %s: another exporter records there: %w", dir, err)
+		return nil, fmt.Errorf("lock %s: another exporter records there, name another directory by --record: %w", dir, err)
 	}
 	if r.files, err = recordFiles(dir); err != nil {
 		return nil, err

@@ -426,7 +426,7 @@ _Static_assert(sizeof(struct sg_attach_times) == 16 + 8 * SG_ATTACH_BUCKETS,
  * its lease is taken for dead.
  */
 struct sg_event_control {
-	__u64 any; /* 0: nobody reads, and an event costs this look */
+	__u64 any; /* the last of until; 0: an event costs this look */
 	__u64 until[SG_EVENT_READERS]; /* CLOCK_BOOTTIME in ns, of each ring */
 	__u64 lost[SG_EVENT_READERS]; /* events that a full ring did not take */
 };
@@ -434,7 +434,7 @@ _Static_assert(sizeof(struct sg_event_control) == 136, "ABI");
 
 /* Whose events: key of map event_budgets. */
 struct sg_event_source {
-	__u64 netns_cookie;
+	__u64 netns_cookie; /* and the class: see SG_EVENT_CLASS */
 	__u64 cgroup_id; /* 0: of what is no container's */
 };
 _Static_assert(sizeof(struct sg_event_source) == 16, "ABI");
@@ -447,6 +447,12 @@ struct sg_event_budget {
 	__u64 total; /* suppressed ever */
 };
 _Static_assert(sizeof(struct sg_event_budget) == 24, "ABI");
+
+/* Which budget: above the cookie in the key, which are small numbers. */
+#define SG_EVENT_CLASS 62
+#define SG_EVENT_DONE 0ULL /* allowed, and what user space tells */
+#define SG_EVENT_REFUSED 1ULL /* to the container, or to nobody's process */
+#define SG_EVENT_ARRIVED 2ULL /* packets that others sent */
 
 #define SG_EVENT_WINDOW 27 /* 2^27 ns, about 134 ms */
 #define SG_EVENT_MOST 2048 /* of a container in a window */
@@ -480,7 +486,7 @@ struct sg_sock {
 	__u32 pid; /* of who connected, where a relay wants to know */
 	__u64 app; /* of a relay's: cgroup of the container that connected */
 	__u32 keys; /* how many were handed over for it */
-	__u32 unused;
+	__u32 told; /* where the last datagram went that was an event, mixed */
 };
 _Static_assert(sizeof(struct sg_sock) == 64, "ABI");
 

@@ -262,6 +262,15 @@ SG_INLINE int sg_is_tls_target(struct bpf_sock_addr *ctx,
 	       bpf_map_lookup_elem(&tls_targets, &key);
 }
 
+/* Tells destinations apart, as far as it matters for events. Never 0. */
+SG_INLINE __u32 sg_mix(const struct sg_addr *a, __u16 port)
+{
+	const __u32 *w = (const __u32 *)a->b;
+
+	return (((w[0] * 31 + w[1]) * 31 + w[2]) * 31 + w[3]) * 31 + port + 1
+		       ?: 1;
+}
+
 SG_INLINE int sg_do_connect(struct bpf_sock_addr *ctx, int v6)
 {
 	struct sg_container *self = sg_self();
@@ -273,6 +282,7 @@ SG_INLINE int sg_do_connect(struct bpf_sock_addr *ctx, int v6)
 	struct sg_end end;
 	struct sg_sock *s;
 	__u64 cookie;
+	__u32 told;
 	__u16 port;
 	int audits;
 
@@ -335,14 +345,17 @@ decided:
 		return SG_REJECT;
 	}
 	sg_count(self->cgroup_id, v.counter);
-	/* Of datagrams over one socket the first. */
-	if (f.proto == SG_IPPROTO_TCP || !(s->flags & SG_SOCK_SENT)) {
+	/* Of datagrams over one socket the first to each destination in turn.
+	 */
+	told = sg_mix(&addr, f.port);
+	if (f.proto == SG_IPPROTO_TCP || s->told != told) {
 		struct sg_how how = {
 			.kind = SG_EVENT_CONNECT,
 			.rule = f.rule,
 			.revision = policy->revision,
 		};
 
+		s->told = told;
 		what.reason = v.counter;
 		sg_seen_by(self, &what);
 		sg_tell_task(&what, &how);

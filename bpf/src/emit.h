@@ -75,10 +75,12 @@ int sg_emit(struct sg_emit_args *ctx)
 		void *ring;
 		__u32 n = i;
 
-		if (c->until[i] < e.time_ns)
+		if (!c->until[i])
 			continue;
-		ring = bpf_map_lookup_elem(&event_rings, &n);
-		if (ring && sg_emit_to(ring, &e, text, len))
+		ring = c->until[i] < e.time_ns
+			       ? 0
+			       : bpf_map_lookup_elem(&event_rings, &n);
+		if (!ring || sg_emit_to(ring, &e, text, len))
 			__sync_fetch_and_add(&c->lost[i], 1);
 	}
 	return 0;

@@ -26,16 +26,33 @@ SG_INLINE int sg_somebody_reads(void)
 	__u32 zero = 0;
 	struct sg_event_control *c = bpf_map_lookup_elem(&event_control, &zero);
 
-	return c && *(volatile __u64 *)&c->any;
+	/* The second look only while somebody reads, or was killed. */
+	return c && *(volatile __u64 *)&c->any &&
+	       *(volatile __u64 *)&c->any >= bpf_ktime_get_boot_ns();
+}
+
+/*
+ * What others make happen to a container, and what it tries in vain, take no
+ * room of what it does.
+ */
+SG_INLINE __u64 sg_event_class(const struct sg_event *e)
+{
+	if (e->kind > SG_EVENT_UNIX || e->counter < SG_DROP_FIRST)
+		return SG_EVENT_DONE;
+	if (e->kind != SG_EVENT_PACKET || e->counter == SG_DROP_UNREGISTERED)
+		return SG_EVENT_REFUSED;
+	return e->dir == SG_DIR_INGRESS || !e->cgroup_id ? SG_EVENT_ARRIVED
+							 : SG_EVENT_REFUSED;
 }
 
 /*
  * Whether a container may tell one more event in this window of time. What it
  * has not told before is in *suppressed then.
  */
-SG_INLINE int sg_event_allowed(const struct sg_event *e, __u64 now,
-			       __u32 *suppressed)
+SG_INLINE int sg_event_allowed_in(const struct sg_event *e, __u64 now,
+				  __u32 *suppressed)
 {
+	__u64 window = now >> SG_EVENT_WINDOW, was;
 	/* The stack has no room for a key and a value of their own. */
 	const void *key = &e->netns_cookie;
 	struct sg_event_budget *b = bpf_map_lookup_elem(&event_budgets, key);
@@ -49,11 +66,10 @@ SG_INLINE int sg_event_allowed(const struct sg_event *e, __u64 now,
 		b->suppressed = 0;
 		b->total = 0;
 	}
-	/* Of two that begin a window at once each has one event more. */
-	if (b->window < now >> SG_EVENT_WINDOW) {
-		b->window = now >> SG_EVENT_WINDOW;
+	was = b->window;
+	if (was < window &&
+	    __sync_val_compare_and_swap(&b->window, was, window) == was)
 		b->used = 0;
-	}
 	if (__sync_fetch_and_add(&b->used, 1) >= SG_EVENT_MOST) {
 		__sync_fetch_and_add(&b->suppressed, 1);
 		__sync_fetch_and_add(&b->total, 1);
@@ -62,6 +78,17 @@ SG_INLINE int sg_event_allowed(const struct sg_event *e, __u64 now,
 	if (b->suppressed)
 		*suppressed = __sync_lock_test_and_set(&b->suppressed, 0);
 	return 1;
+}
+
+SG_INLINE int sg_event_allowed(struct sg_event *e, __u64 now, __u32 *suppressed)
+{
+	__u64 cookie = e->netns_cookie;
+	int allowed;
+
+	e->netns_cookie |= sg_event_class(e) << SG_EVENT_CLASS;
+	allowed = sg_event_allowed_in(e, now, suppressed);
+	e->netns_cookie = cookie;
+	return allowed;
 }
 
 /*
@@ -81,10 +108,13 @@ SG_INLINE void sg_event_send(struct sg_event *e, __u32 size)
 		void *ring;
 		__u32 n = i;
 
-		if (c->until[i] < now)
+		if (!c->until[i])
 			continue;
-		ring = bpf_map_lookup_elem(&event_rings, &n);
-		if (ring && bpf_ringbuf_output(ring, e, size, 0))
+		/* One that was stopped for too long is told so. */
+		ring = c->until[i] < now
+			       ? 0
+			       : bpf_map_lookup_elem(&event_rings, &n);
+		if (!ring || bpf_ringbuf_output(ring, e, size, 0))
 			__sync_fetch_and_add(&c->lost[i], 1);
 	}
 }

@@ -217,6 +217,7 @@ func observed(e *relay.Event) *cgroups.Event {
 	if h.Kind == judge.KindRefused || h.Kind == judge.KindRequest && !h.Allowed {
 		v.Verdict = cgroups.Denied
 	}
+	v.TLS.Truncated = h.Truncated
 	v.TLS.HTTP = &cgroups.HTTPEvent{
 		Kind: string(h.Kind), Protocol: h.Protocol, Stream: h.Stream, Method: h.Method, Host: h.Host, Path: h.Path,
 		Allowed: h.Allowed, Status: h.Status, Duration: h.Duration,

@@ -267,7 +267,7 @@ func collectDmesg(_ context.Context, b *bundle) error {
 var commands = [][]string{
 	{"podman", "--version"}, {"docker", "--version"}, {"dockerd", "--version"}, {"containerd", "--version"}, {"crio", "--version"}, {"nerdctl", "--version"},
 	{"runc", "--version"}, {"crun", "--version"}, {"conmon", "--version"}, {"kubelet", "--version"}, {"systemctl", "--version"}, {"nft", "--version"},
-	{"sidegate-nri", "-version"}, {"sidegate-docker", "-version"}, {"sidegate-tls", "-version"},
+	{"sidegate-nri", "--version"}, {"sidegate-docker", "--version"}, {"sidegate-tls", "--version"},
 }
 
 func collectRuntimes(ctx context.Context, b *bundle) error {

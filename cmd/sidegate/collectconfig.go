@@ -50,7 +50,7 @@ var (
 		"containers/cgroups", "containers/cgroupns", "containers/netns", "containers/seccomp_profile", "containers/annotations/*", "network/network_backend",
 	}
 
-	nriKeys = []string{"hook", "policyDir", "stateDir", "ktlsDir", "hookTimeoutSeconds", "ignoreNamespaces/*", "adopt", "logLevel"}
+	nriKeys = []string{"hook", "policyDir", "stateDir", "ktlsDir", "hookTimeoutSeconds", "ignoreNamespaces/*", "adopt", "logLevel", "logFormat"}
 )
 
 // pick returns of a document what is at these paths.

@@ -104,7 +104,11 @@ func httpWhat(t *cgroups.TLSEvent) string {
 	h := t.HTTP
 	switch h.Kind {
 	case "request":
-		return h.Method + " https://" + cmp.Or(h.Host, t.SNI) + h.Path
+		what := h.Method + " https://" + cmp.Or(h.Host, t.SNI) + h.Path
+		if t.Truncated {
+			what += "..."
+		}
+		return what
 	case "response":
 		return fmt.Sprintf("%d from %s after %v", h.Status, t.SNI, h.Duration.Round(100*time.Microsecond))
 	}

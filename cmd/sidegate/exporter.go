@@ -47,7 +47,7 @@ func newExporter(e *env) *cobra.Command {
 			"all the time, which takes one of 8 slots of readers, as each `sidegate observe` does, and costs the node as much.\n" +
 			"Headers for the collector, its certificate and more are in $OTEL_EXPORTER_OTLP_HEADERS, $OTEL_EXPORTER_OTLP_CERTIFICATE, ...",
 		Example: "  sidegate exporter --record " + observe.DefaultRecordDir + "\n" +
-			"  sidegate exporter --listen 0.0.0.0:9465 --otlp-endpoint https://collector:4318 --log-format json",
+			"  sidegate exporter --listen 0.0.0.0:9467 --otlp-endpoint https://collector:4318 --log-format json",
 		Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := x.check(); err != nil {
@@ -63,7 +63,7 @@ func newExporter(e *env) *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&x.listen, "listen", "127.0.0.1:9465", "`address` to serve on")
+	f.StringVar(&x.listen, "listen", "127.0.0.1:9467", "`address` to serve on")
 	f.StringVar(&x.record, "record", "", "record events in this `directory`, such as "+observe.DefaultRecordDir+" (default: do not)")
 	f.StringVar(&x.recordSize, "record-size", "64MiB", "the most that recorded events have in all")
 	f.StringVar(&x.endpoint, "otlp-endpoint", "", "tell events to the OpenTelemetry collector at this `URL`, by OTLP over HTTP, such as https://collector:4318")

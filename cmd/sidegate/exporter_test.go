@@ -216,33 +216,6 @@ func TestScrapeWhilePodsComeAndGo(t *testing.T) {
 	}
 }
 
-// A scrape of a node that is full of pods is quick.
-func TestScrapeOfManyPods(t *testing.T) {
-	if testing.Short() || raceDetector {
-		t.Skip("measures, with a process for each pod")
-	}
-	const pods, most = 100, 100 * time.Millisecond
-	w := newWorld(t)
-	for i := range pods {
-		w.ns = nil
-		app := w.start(fmt.Sprintf("pod-%d", i), "app", policy.RoleApp, "")
-		app.want("EPERM", "dial", "udp", "192.0.2.1:53")
-	}
-	registry := observe.NewRegistry("test", "1")
-	registry.MustRegister(observe.NewState(w.state))
-	best := time.Hour
-	for range 10 {
-		began := time.Now()
-		_, err := registry.Gather()
-		must(t, err)
-		best = min(best, time.Since(began))
-	}
-	t.Logf("%d pods: %s", pods, best)
-	if best > most {
-		t.Errorf("a scrape of %d pods takes %s, more than %s", pods, best, most)
-	}
-}
-
 func TestExporterOptions(t *testing.T) {
 	for _, c := range []struct{ args, word string }{
 		{"--record-size 3parsecs", "3parsecs"},

@@ -13,6 +13,7 @@ import (
 	"os/signal"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -160,19 +161,24 @@ func parseSince(s string, now time.Time) (time.Time, error) {
 }
 
 func (o *observation) run(ctx context.Context, e *env) error {
-	p := o.printer(ctx, e)
+	p := o.printer(e)
 	switch {
 	case o.live():
 		return o.watch(ctx, e, p, nil)
 	case o.follow:
 		return o.watch(ctx, e, p, func(until time.Time) error { return o.past(p, until) })
 	}
+	p.ask(ctx, e)
 	return unlessEnough(o.past(p, time.Now()))
 }
 
 // past shows what was recorded until then.
 func (o *observation) past(p *printer, until time.Time) error {
-	all, lost, err := observe.Recorded(o.recorded, o.from, 0)
+	last := 0
+	if !o.follow && !o.filters() {
+		last = o.last
+	}
+	all, lost, err := observe.Recorded(o.recorded, o.from, last)
 	if errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("nothing is recorded in %s: run `sidegate exporter --record %s`", o.recorded, o.recorded)
 	}
@@ -218,6 +224,24 @@ func (o *observation) watch(ctx context.Context, e *env, p *printer, past func(u
 	defer events.Close()
 	stop := context.AfterFunc(ctx, func() { _ = events.Finish() })
 	defer stop()
+	p.ask(ctx, e) // what happens meanwhile waits in the kernel
+	var gone atomic.Bool
+	done := make(chan struct{})
+	defer close(done)
+	go func() {
+		for {
+			select {
+			case <-done:
+				return
+			case <-time.After(time.Second):
+			}
+			if current, err := events.Current(); err == nil && !current {
+				gone.Store(true)
+				_ = events.Finish()
+				return
+			}
+		}
+	}()
 	var began time.Time
 	if past != nil {
 		// From now on there is nothing that is not read here; what was before is on record in a moment.
@@ -235,12 +259,18 @@ func (o *observation) watch(ctx context.Context, e *env, p *printer, past func(u
 	for {
 		v, err := events.Read()
 		if errors.Is(err, os.ErrClosed) {
+			if gone.Load() {
+				return errors.New("what was loaded was unloaded: nothing more happens there, run it again when something is loaded")
+			}
 			return nil
 		}
 		if err != nil {
 			return fmt.Errorf("read events: %w", err)
 		}
-		if now := events.Lost(); now != lost {
+		if ctx.Err() != nil { // there may always be another one
+			return nil
+		}
+		if now := events.Lost(); now > lost {
 			if err := p.lost(now-lost, "since the buffer was full (--buffer)"); err != nil {
 				return err
 			}
@@ -266,20 +296,24 @@ type printer struct {
 	shown   int
 }
 
-func (o *observation) printer(ctx context.Context, e *env) *printer {
+func (o *observation) printer(e *env) *printer {
 	p := &printer{o: o, out: e.stdout, errs: e.stderr}
 	if o.output == "json" {
 		p.enc = json.NewEncoder(e.stdout)
 		p.enc.SetEscapeHTML(false)
 	}
 	p.colored = o.color == "always" || o.color == "auto" && isTerminal(e.stdout) && os.Getenv("NO_COLOR") == ""
-	if o.resolve {
+	return p
+}
+
+// ask asks for names, if that is wanted.
+func (p *printer) ask(ctx context.Context, e *env) {
+	if p.o.resolve {
 		p.names = names.New(ctx, append(names.Sources(), names.Source{Name: "sidegate", List: func(context.Context) (names.Known, error) {
 			st, err := cgroups.ReadStatus(e.state)
 			return names.Known{Addresses: podAddresses(st.Pods)}, err
 		}}))
 	}
-	return p
 }
 
 func isTerminal(w io.Writer) bool {
@@ -297,6 +331,9 @@ type observed struct {
 func (p *printer) podName(v *cgroups.Event) string {
 	if p.names == nil || v.Pod == "" {
 		return ""
+	}
+	if len(p.o.pods) > 0 { // it may be one that is asked for
+		return p.names.PodNow(v.Pod)
 	}
 	return p.names.Pod(v.Pod)
 }
@@ -335,6 +372,11 @@ func (p *printer) lost(n uint64, why string) error {
 	}
 	_, err := fmt.Fprintf(p.errs, "%d events were lost %s\n", n, why)
 	return err
+}
+
+// filters tells whether not all are wanted.
+func (o *observation) filters() bool {
+	return len(o.pods)+len(o.containers)+len(o.verdicts)+len(o.kinds)+len(o.ports)+len(o.prefixes) > 0
 }
 
 // wants tells whether it is one to show. pod is the other name of its pod, or empty.

@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -91,6 +92,7 @@ func (n networkSettings) name(known map[netip.Addr]string, name string) {
 func Podman(ctx context.Context) (Known, error) {
 	run := func(args ...string) ([]byte, error) {
 		cmd := exec.CommandContext(ctx, "podman", args...)
+		cmd.WaitDelay = time.Second
 		out, err := cmd.Output()
 		if err != nil {
 			return nil, fmt.Errorf("run podman %s: %w", args[0], err)

@@ -64,7 +64,9 @@ func (a *attributes) who(v *cgroups.Event) {
 	a.str(semconv.ContainerNameKey, v.Container)
 	a.str(semconv.ContainerIDKey, v.ContainerID)
 	a.num(semconv.ProcessPIDKey, int64(v.PID))
+	a.str("process.title", v.Comm)
 	a.str(semconv.ProcessExecutablePathKey, v.Process)
+	a.str("container.runtime.name", v.Runtime)
 	a.str("sidegate.role", v.Role)
 	a.str("sidegate.peer", v.Peer)
 	a.str("sidegate.verdict", v.Verdict)
@@ -114,6 +116,9 @@ func (a *attributes) tls(t *cgroups.TLSEvent) {
 	a.str(semconv.TLSNextProtocolKey, t.ALPN)
 	a.str("sidegate.tls.kind", t.Kind)
 	a.str("sidegate.tls.from", t.From)
+	if t.Truncated {
+		a.list = append(a.list, attribute.Bool("sidegate.truncated", true))
+	}
 	a.num("sidegate.tls.client.bytes", t.ClientBytes)
 	a.num("sidegate.tls.server.bytes", t.ServerBytes)
 	a.num("sidegate.tls.duration_ms", t.Duration.Milliseconds())

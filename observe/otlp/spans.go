@@ -35,8 +35,8 @@ type tlsConn struct {
 }
 
 const (
-	maxConns    = 4096 // that are remembered
-	maxRequests = 256  // of one connection
+	maxConns    = 1024 // that are remembered
+	maxRequests = 64   // of one connection
 )
 
 func (q *requests) init(t trace.Tracer, out *outlet) {

@@ -14,9 +14,6 @@ import (
 	"sync"
 	"syscall"
 
-	"github.com/cilium/ebpf"
-
-	"sidegate/bpf"
 	"sidegate/cgroups"
 )
 
@@ -78,21 +75,13 @@ func Observe(ctx context.Context, env []string, sidegate string, args ...string)
 
 // eventReaders counts those who read events.
 func eventReaders() (n int, err error) {
-	m, err := ebpf.LoadPinnedMap(cgroups.VersionDir(cgroups.DefaultState)+"/maps/event_control", nil)
-	if err != nil {
-		return 0, fmt.Errorf("look who reads events: %w", err)
-	}
-	defer func() { err = errors.Join(err, m.Close()) }()
-	var c bpf.EventControl
-	if err := m.Lookup(uint32(0), &c); err != nil {
-		return 0, fmt.Errorf("look who reads events: %w", err)
-	}
-	for _, until := range c.Until {
-		if until != 0 {
+	st, err := cgroups.ReadEventStats(cgroups.DefaultState)
+	for _, r := range st.Readers {
+		if r.Reads {
 			n++
 		}
 	}
-	return n, nil
+	return n, err
 }
 
 // All are the events so far, in their order.

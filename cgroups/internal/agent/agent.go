@@ -166,6 +166,8 @@ func (s *server) do(r Request) Answer {
 				_ = unix.Close(fd)
 			}
 		}
+	case "scatter": // from one socket two datagrams to each of Len ports from Addr's on
+		err = scatter(r.Addr, r.Len)
 	case "rush": // Len connections to Addr, at most Level a second, each at an end when it is there
 		err = rush(r.Addr, r.Len, r.Level)
 	case "hold": // a TCP socket, bound to Addr
