@@ -143,7 +143,9 @@ check-generated: generate
 
 install: build man
 	install -D -m 755 bin/sidegate $(DESTDIR)$(BINDIR)/sidegate
-	install -D -m 755 bin/sidegate-oci-hook $(DESTDIR)$(LIBEXECDIR)/sidegate-oci-hook
+	# By a rename: install(1) removes first, and podman skips a hook whose binary is not there.
+	install -D -m 755 bin/sidegate-oci-hook $(DESTDIR)$(LIBEXECDIR)/.sidegate-oci-hook
+	mv -f $(DESTDIR)$(LIBEXECDIR)/.sidegate-oci-hook $(DESTDIR)$(LIBEXECDIR)/sidegate-oci-hook
 	install -D -m 755 bin/sidegate-nri $(DESTDIR)$(BINDIR)/sidegate-nri
 	install -D -m 755 bin/sidegate-docker $(DESTDIR)$(BINDIR)/sidegate-docker
 	install -D -m 755 bin/sidegate-tls $(DESTDIR)$(BINDIR)/sidegate-tls

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sidegate/cgroups"
+	"sidegate/cmd/sidegate/internal/text"
 )
 
 // Of a pod, at most.
@@ -87,7 +88,7 @@ func process(pid int) string {
 	}
 	first, _, _ := strings.Cut(line, "\x00")
 	first, _, _ = strings.Cut(first, " ") // of one that has set its title
-	words := []string{exe, filepath.Base(first)}
+	words := []string{text.Clean(exe), text.Clean(filepath.Base(first))}
 	status, err := readBounded(dir+"/status", 1<<14)
 	if err != nil {
 		return "ended"

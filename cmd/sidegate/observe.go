@@ -16,6 +16,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -299,7 +300,7 @@ type printer struct {
 func (o *observation) printer(e *env) *printer {
 	p := &printer{o: o, out: e.stdout, errs: e.stderr}
 	if o.output == "json" {
-		p.enc = json.NewEncoder(e.stdout)
+		p.enc = json.NewEncoder(controlEscaper{e.stdout})
 		p.enc.SetEscapeHTML(false)
 	}
 	p.colored = o.color == "always" || o.color == "auto" && isTerminal(e.stdout) && os.Getenv("NO_COLOR") == ""
@@ -314,6 +315,33 @@ func (p *printer) ask(ctx context.Context, e *env) {
 			return names.Known{Addresses: podAddresses(st.Pods)}, err
 		}}))
 	}
+}
+
+// controlEscaper writes JSON without the control characters that encoding/json leaves as they are (U+007F to U+009F), by
+// which names could steer a terminal. They are in strings only.
+type controlEscaper struct{ w io.Writer }
+
+func (c controlEscaper) Write(b []byte) (int, error) {
+	var out []byte
+	for i, r := range string(b) {
+		if r < 0x7f || r > 0x9f {
+			if out != nil {
+				out = utf8.AppendRune(out, r)
+			}
+			continue
+		}
+		if out == nil {
+			out = append(make([]byte, 0, len(b)+16), b[:i]...)
+		}
+		out = fmt.Appendf(out, "\\u%04x", r)
+	}
+	if out == nil {
+		return c.w.Write(b)
+	}
+	if _, err := c.w.Write(out); err != nil {
+		return 0, err
+	}
+	return len(b), nil
 }
 
 func isTerminal(w io.Writer) bool {

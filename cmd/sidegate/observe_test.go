@@ -14,6 +14,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode"
 
 	"sidegate/cgroups"
 	"sidegate/observe/cli"
@@ -99,12 +100,30 @@ func TestEventLines(t *testing.T) {
 		}
 	}
 	golden(t, "events.golden", strings.ReplaceAll(text.String(), "\x1b", "<ESC>"))
-	p := printer{o: &observation{}, enc: json.NewEncoder(&lines)}
+	p := printer{o: &observation{}, enc: json.NewEncoder(controlEscaper{&lines})}
 	p.enc.SetEscapeHTML(false)
 	for _, v := range sampleEvents() {
 		must(t, p.show(&v))
 	}
 	golden(t, "events-json.golden", lines.String())
+}
+
+// Nothing in a line of JSON steers a terminal, and what is read of it is what was there.
+func TestEventJSONHasNoControls(t *testing.T) {
+	for _, name := range []string{"plain", "@\x1b[2J\x7f", "\u0080\u009b2J\u009f\u00a0 \u00e9", ""} {
+		var out bytes.Buffer
+		enc := json.NewEncoder(controlEscaper{&out})
+		must(t, enc.Encode(cgroups.Event{Socket: name, Comm: "\u009b"}))
+		for _, r := range strings.TrimSuffix(out.String(), "\n") {
+			if unicode.IsControl(r) {
+				t.Errorf("%q has %U", out.String(), r)
+			}
+		}
+		var back cgroups.Event
+		if err := json.Unmarshal(out.Bytes(), &back); err != nil || back.Socket != name || back.Comm != "\u009b" {
+			t.Errorf("%q is read as %q, %v", name, back.Socket, err)
+		}
+	}
 }
 
 func TestSince(t *testing.T) {
