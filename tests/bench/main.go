@@ -96,7 +96,7 @@ func parseFlags(args []string) (*env, error) {
 	e := &env{stdout: os.Stdout, stderr: os.Stderr}
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
 	loads := fs.String("loads", "", "of hop, wrk and tls make only points whose name matches this `regexp`")
-	only := fs.String("only", "", "make only measurements whose name matches this `regexp`: start, hook, guard, policy, rules, scale, nri, docker, hop, wrk, connect, download, packets, tls")
+	only := fs.String("only", "", "make only measurements whose name matches this `regexp`: start, hook, guard, policy, rules, events, scale, nri, docker, hop, wrk, connect, download, packets, tls")
 	fs.BoolVar(&e.quick, "quick", false, "a fifth of the rounds")
 	fs.DurationVar(&e.limit, "limit", 29*time.Minute, "begin nothing more after this `time`; what is left is said to be missing")
 	fs.StringVar(&e.json, "json", "build/bench.json", "also write the result to this `file`; \"\" for none")
@@ -143,6 +143,7 @@ var measurements = []measurement{
 	{name: "guard", alone: measureGuard},
 	{name: "policy", alone: measurePolicy},
 	{name: "rules", alone: measureRules},
+	{name: "events", alone: measureEvents},
 	{name: "scale", alone: measureScale},
 	{name: "nri", alone: measureNRI},
 	{name: "docker", alone: measureDocker},
