@@ -139,8 +139,11 @@ func (e *Events) renew() {
 	}
 	c, until := e.readers(), uint64(bootTime()+eventLease)
 	atomic.StoreUint64(&c.Until[e.slot], until)
-	for any := atomic.LoadUint64(&c.Any); any < until && !atomic.CompareAndSwapUint64(&c.Any, any, until); {
-		any = atomic.LoadUint64(&c.Any)
+	for {
+		last := atomic.LoadUint64(&c.Any)
+		if last >= until || atomic.CompareAndSwapUint64(&c.Any, last, until) {
+			return
+		}
 	}
 }
 
@@ -155,18 +158,20 @@ func (e *Events) leave() error {
 	if !e.own() {
 		return nil
 	}
+	// The ring first: nobody takes the slot as long as there is a lease.
+	err := e.maps.EventRings.Delete(e.slot)
 	c := e.readers()
 	atomic.StoreUint64(&c.Until[e.slot], 0)
 	for {
-		any, last := atomic.LoadUint64(&c.Any), uint64(0)
+		was, last := atomic.LoadUint64(&c.Any), uint64(0)
 		for i := range c.Until {
 			last = max(last, atomic.LoadUint64(&c.Until[i]))
 		}
-		if atomic.CompareAndSwapUint64(&c.Any, any, last) {
+		if atomic.CompareAndSwapUint64(&c.Any, was, last) {
 			break
 		}
 	}
-	if err := e.maps.EventRings.Delete(e.slot); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return fmt.Errorf("take a ring buffer away: %w", err)
 	}
 	return nil

@@ -13,6 +13,7 @@ import (
 	"os/signal"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -227,9 +228,11 @@ func (o *observation) watch(ctx context.Context, e *env, p *printer, past func(u
 	defer stop()
 	p.ask(ctx, e) // what happens meanwhile waits in the kernel
 	var gone atomic.Bool
+	var beside sync.WaitGroup
 	done := make(chan struct{})
+	defer beside.Wait() // before events are closed
 	defer close(done)
-	go func() {
+	beside.Go(func() {
 		for {
 			select {
 			case <-done:
@@ -242,7 +245,7 @@ func (o *observation) watch(ctx context.Context, e *env, p *printer, past func(u
 				return
 			}
 		}
-	}()
+	})
 	var began time.Time
 	if past != nil {
 		// From now on there is nothing that is not read here; what was before is on record in a moment.
