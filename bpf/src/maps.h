@@ -199,8 +199,8 @@ struct {
 
 /*
  * Who talked to whom, and what became of it. An LRU, as above.
- * inserted by: sg_tell; deleted by: the kernel, or user space with the
- * container
+ * inserted by: sg_tell, sg_unix_tell; deleted by: the kernel. User space looks
+ * past those of containers that are gone.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
