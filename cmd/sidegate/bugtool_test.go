@@ -385,7 +385,7 @@ func TestBugtoolBroken(t *testing.T) {
 	begin := time.Now()
 	fifo := filepath.Join(w.dir, "fifo.yaml")
 	must(t, unix.Mkfifo(fifo, 0o600))
-	code := run(env{stdout: &out, stderr: &out, args: []string{"bugtool", "-o", "-", "--timeout", "75s"}, state: w.state, policyDir: w.dir})
+	code := run(env{stdout: &out, stderr: &out, args: []string{"bugtool", "-o", "-", "--timeout", "45s"}, state: w.state, policyDir: w.dir})
 	took := time.Since(begin)
 	must(t, unix.Flock(int(lock.Fd()), unix.LOCK_UN))
 	if code != 0 {

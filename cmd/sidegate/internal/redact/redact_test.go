@@ -119,7 +119,7 @@ func TestJSON(t *testing.T) {
 
 // TestTextOfAnySize: what a container can make a log of takes no longer than its size.
 func TestTextOfAnySize(t *testing.T) {
-	const size = 1 << 18
+	const size = 1 << 16
 	for name, unit := range map[string]string{
 		"lines": "x y\n", "one line": "x y ", "keys": "password=a ", "pairs": "value: a\nname: password\n", "quotes": `"token": "\\`, "ends": "aaaaaaaaaaaaaaaaaaaaaaa\n",
 		"begins": "-----BEGIN X-----", "addresses": "a:b@", "URLs": "http://", "random": "aB3",
@@ -127,7 +127,7 @@ func TestTextOfAnySize(t *testing.T) {
 		text := strings.Repeat(unit, size/len(unit)) + "\n-----END X-----\n"
 		begin := time.Now()
 		redact.Text(text)
-		if took := time.Since(begin); took > 20*time.Second {
+		if took := time.Since(begin); took > 10*time.Second {
 			t.Errorf("%s: %s", name, took)
 		}
 	}
