@@ -381,11 +381,13 @@ func TestBugtoolBroken(t *testing.T) {
 	must(t, err)
 	defer lock.Close()
 	must(t, unix.Flock(int(lock.Fd()), unix.LOCK_EX))
+	defer func(most int) { maxCommand = most }(maxCommand)
+	maxCommand = 64 << 10
 	var out bytes.Buffer
 	begin := time.Now()
 	fifo := filepath.Join(w.dir, "fifo.yaml")
 	must(t, unix.Mkfifo(fifo, 0o600))
-	code := run(env{stdout: &out, stderr: &out, args: []string{"bugtool", "-o", "-", "--timeout", "45s"}, state: w.state, policyDir: w.dir})
+	code := run(env{stdout: &out, stderr: &out, args: []string{"bugtool", "-o", "-", "--timeout", "24s"}, state: w.state, policyDir: w.dir})
 	took := time.Since(begin)
 	must(t, unix.Flock(int(lock.Fd()), unix.LOCK_UN))
 	if code != 0 {

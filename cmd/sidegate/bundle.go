@@ -152,10 +152,10 @@ func within(ctx context.Context, limit time.Duration, b *bundle, c collector) er
 	}
 }
 
-const (
-	maxCommand   = 2 << 20 // bytes that a command says
-	commandGrace = time.Second
-)
+// maxCommand is how many bytes a command says: a variable for tests, since to look through many takes its time.
+var maxCommand = 2 << 20
+
+const commandGrace = time.Second
 
 // say runs a command, and returns what it says, cut off. At ctx's end the command and
 // what it has started are ended. Of the environment it gets nothing but where things are.
