@@ -36,7 +36,7 @@ WITH_GO = PATH="$$(scripts/deps.sh build):$$PATH"
 BUILD = $(WITH_GO) CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION) -X sidegate/cgroups/ktls.defaultHostDir=$(DATADIR)/ktls'
 
 # By count: with a time, go test at times reports its own deadline as a failure.
-FUZZTIME ?= 1000x
+FUZZTIME ?= 500x
 
 # What the chart asks for by default.
 IMAGE ?= localhost/sidegate:$(shell sed -n 's/^appVersion: "\(.*\)"/\1/p' contrib/kubernetes/sidegate/Chart.yaml)
