@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"runtime"
 	"strings"
 	"time"
 
@@ -287,9 +288,14 @@ func waitAll(a, b *socket) string {
 
 // blockingRead shuts down what a reader waits at.
 func blockingRead(a, b *socket) string {
-	got := make(chan string, 1)
-	go func() { got <- b.read(10) }()
-	time.Sleep(wait) // for the reader to wait: if it does not yet, nothing shows
+	got, reader := make(chan string, 1), make(chan int, 1)
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		reader <- unix.Gettid()
+		got <- b.read(10)
+	}()
+	untilAsleep(<-reader) // if it does not wait yet, nothing shows
 	_ = unix.Shutdown(b.fd, unix.SHUT_WR)
 	first := ""
 	select {
@@ -301,6 +307,18 @@ func blockingRead(a, b *socket) string {
 		first = <-got
 	}
 	return first
+}
+
+// untilAsleep waits until a thread of this process sleeps, which has nothing to sleep in but a read; on a busy machine that may
+// take a while.
+func untilAsleep(tid int) {
+	for deadline := time.Now().Add(time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/self/task/%d/stat", tid))
+		// Its state is behind the name, which is in brackets and may have any in it (proc_pid_stat(5)).
+		if i := strings.LastIndexByte(string(b), ')'); err != nil || i >= 0 && strings.HasPrefix(string(b[i:]), ") S") {
+			return
+		}
+	}
 }
 
 // fionreadAfter asks for the last of so many bytes that the connection went back to TCP.
