@@ -102,13 +102,14 @@ escape: deps build
 	$(WITH_GO) CGO_ENABLED=0 go build -o bin/escape ./tests/escape
 	$(WITH_GO) bin/escape -markdown docs/escapes.md
 
-# In process with the race detector, then real runtimes and proxies, two at a time, then kernels, and beside them the
-# escape suite, which mostly waits. `make escape` has its other set-ups.
+# In process with the race detector, then real runtimes and proxies, two at a time, since they mostly wait, and kernels,
+# which do not. `make escape` has the escape suite's other set-ups.
 test: deps build lint check-generated fuzz
 	$(WITH_GO) CGO_ENABLED=1 scripts/with-bpffs.sh go test -race -count=1 ./bpf/... ./cgroups/... ./policy/... ./observe/... ./oci-hook/... ./nri/... ./dockerplugin/... ./cmd/...
 	$(WITH_GO) CGO_ENABLED=0 sh -c 'go test -count=1 -p 2 -timeout 40m $$(go list ./tests/... | grep -v "/vm$$")'
 	$(WITH_GO) CGO_ENABLED=0 go build -o bin/escape ./tests/escape
-	$(WITH_GO) CGO_ENABLED=0 scripts/both.sh 'go test -count=1 -timeout 40m ./tests/vm' 'bin/escape -setup sidegate -json build/escape-test.json'
+	$(WITH_GO) CGO_ENABLED=0 go test -count=1 -timeout 40m ./tests/vm
+	$(WITH_GO) bin/escape -setup sidegate -json build/escape-test.json
 
 # Whether programs can notice acceleration, here and on Debian's kernels.
 transparency: deps build
