@@ -184,24 +184,12 @@ var ErrTaken = errors.New("nothing was read for more than 3 seconds, and somebod
 func (e *Events) Lost() uint64 { return atomic.LoadUint64(&e.readers().Lost[e.slot]) }
 
 // Current tells whether what is loaded is what this reads from: it may have been unloaded since, and loaded again.
-func (e *Events) Current() (bool, error) { return isCurrent(e.state, e.maps) }
-
-// isCurrent tells whether maps are those of what is loaded at state.
-func isCurrent(state string, maps *bpf.Maps) (bool, error) {
-	m, err := (&Store{dir: VersionDir(state)}).pinnedMap("pods")
-	if errors.Is(err, os.ErrNotExist) {
-		return false, nil
-	}
-	if err != nil {
-		return false, fmt.Errorf("open map pods: %w", err)
-	}
-	defer m.Close()
-	now, err := mapID(m)
+func (e *Events) Current() (bool, error) {
+	id, err := mapID(e.maps.Pods)
 	if err != nil {
 		return false, err
 	}
-	then, err := mapID(maps.Pods)
-	return now == then, err
+	return isLoaded(e.state, id)
 }
 
 // Close ends the reading: Read returns os.ErrClosed.

@@ -52,7 +52,7 @@ func (f *MapFills) Read() (list []MapFill, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	s := &Store{dir: VersionDir(f.state)}
-	if err := f.forget(s); errors.Is(err, fs.ErrNotExist) {
+	if err := f.forget(); errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	} else if err != nil {
 		return nil, err
@@ -79,13 +79,8 @@ func (f *MapFills) Read() (list []MapFill, err error) {
 }
 
 // forget drops what is known of a state that was unloaded since.
-func (f *MapFills) forget(s *Store) error {
-	m, err := s.pinnedMap("pods")
-	if err != nil {
-		return err
-	}
-	defer m.Close()
-	id, err := mapID(m)
+func (f *MapFills) forget() error {
+	id, err := loadedID(f.state)
 	if err != nil {
 		return err
 	}

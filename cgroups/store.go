@@ -116,6 +116,38 @@ func (s *Store) pinnedMap(name string) (*ebpf.Map, error) {
 	return ebpf.LoadPinnedMap(filepath.Join(s.dir, "maps", name), nil)
 }
 
+// loadedID is the id of map pods, which tells a state from one that is loaded later. Of what is not loaded the error is an
+// fs.ErrNotExist.
+func loadedID(state string) (ebpf.MapID, error) {
+	m, err := (&Store{dir: VersionDir(state)}).pinnedMap("pods")
+	if err != nil {
+		return 0, fmt.Errorf("open map pods: %w", err)
+	}
+	defer m.Close()
+	return mapID(m)
+}
+
+// isLoaded tells whether the state of this id is what is loaded.
+func isLoaded(state string, id ebpf.MapID) (bool, error) {
+	now, err := loadedID(state)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return now == id, err
+}
+
+func mapID(m *ebpf.Map) (ebpf.MapID, error) {
+	info, err := m.Info()
+	if err != nil {
+		return 0, fmt.Errorf("ask for the id of %s: %w", m, err)
+	}
+	id, ok := info.ID()
+	if !ok {
+		return 0, fmt.Errorf("%s has no id", m)
+	}
+	return id, nil
+}
+
 func lockState(state string, create bool) (*Store, error) {
 	var fsinfo unix.Statfs_t
 	parent := filepath.Dir(state)

@@ -114,32 +114,9 @@ func (r *TLSRelay) attach(s *Store, cg *Cgroup, h bpf.Hook) error {
 	return nil
 }
 
-func mapID(m *ebpf.Map) (ebpf.MapID, error) {
-	info, err := m.Info()
-	if err != nil {
-		return 0, fmt.Errorf("ask for the id of %s: %w", m, err)
-	}
-	id, ok := info.ID()
-	if !ok {
-		return 0, fmt.Errorf("%s has no id", m)
-	}
-	return id, nil
-}
-
 // Current tells whether what is loaded is what this relay belongs to: it may have
 // been unloaded, and loaded again.
-func (r *TLSRelay) Current() (bool, error) {
-	m, err := (&Store{dir: VersionDir(r.state)}).pinnedMap("pods")
-	if errors.Is(err, os.ErrNotExist) {
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	defer m.Close()
-	id, err := mapID(m)
-	return id == r.id, err
-}
+func (r *TLSRelay) Current() (bool, error) { return isLoaded(r.state, r.id) }
 
 // Close closes the descriptors. Connections to the relay are refused from then on. What is asked of it later is
 // ErrRelayClosed.
