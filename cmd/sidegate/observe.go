@@ -280,7 +280,7 @@ func (o *observation) watch(ctx context.Context, e *env, p *printer, past func(u
 			}
 			lost = now
 		}
-		if !v.Time.After(began) {
+		if !v.Time.After(began) || !o.wants(&v, p.podName(&v)) {
 			continue
 		}
 		if err := p.show(&v); err != nil {
@@ -369,11 +369,9 @@ func (p *printer) podName(v *cgroups.Event) string {
 	return p.names.Pod(v.Pod)
 }
 
+// show shows v, which is wanted.
 func (p *printer) show(v *cgroups.Event) error {
 	o := observed{Event: v, PodName: p.podName(v)}
-	if !p.o.wants(v, o.PodName) {
-		return nil
-	}
 	if p.names != nil && v.Address.IsValid() {
 		o.AddressName = p.names.Of(v.Address.Addr())
 	}
