@@ -107,9 +107,15 @@ func (n *Netns) isHost() (bool, error) {
 	return false, nil
 }
 
-// eachNetns calls f with the namespace, by inode, of every process but this
-// one, which is in a pod's only while Do runs.
-func eachNetns(f func(pid int, ino uint64)) error {
+// task is a thread of a process, and the network namespace it was in.
+type task struct {
+	pid   int
+	netns string // path of its nsfs file
+	ino   uint64
+}
+
+// eachNetns calls f with every task but those of this process, which is in a pod's namespace only while Do runs.
+func eachNetns(f func(task)) error {
 	procs, err := os.ReadDir("/proc")
 	if err != nil {
 		return fmt.Errorf("list processes: %w", err)
@@ -126,32 +132,46 @@ func eachNetns(f func(pid int, ino uint64)) error {
 		}
 		for _, t := range tasks {
 			var st unix.Stat_t
+			path := "/proc/" + p.Name() + "/task/" + t.Name() + "/ns/net"
 			// A zombie has no namespace.
-			if unix.Stat("/proc/"+p.Name()+"/task/"+t.Name()+"/ns/net", &st) == nil {
-				f(pid, st.Ino)
+			if unix.Stat(path, &st) == nil {
+				f(task{pid, path, st.Ino})
 			}
 		}
 	}
 	return nil
 }
 
-// netnsInUse tells which namespaces, by inode, have a process other than except.
-func netnsInUse(except int) (map[uint64]bool, error) {
+// netnsInUse returns the namespaces, by cookie, that have one of the inodes and a process other than except. An
+// inode alone does not tell: the kernel gives that of a namespace that ended to the next one.
+func netnsInUse(inodes map[uint64]bool, except int) (map[uint64]bool, error) {
 	used := make(map[uint64]bool)
-	err := eachNetns(func(pid int, ino uint64) {
-		if pid != except {
-			used[ino] = true
+	seen := make(map[uint64]bool) // inodes
+	var errs []error
+	err := eachNetns(func(t task) {
+		if !inodes[t.ino] || seen[t.ino] || t.pid == except {
+			return
 		}
+		ns, err := OpenNetns(t.netns)
+		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EACCES) {
+			return // it has ended meanwhile
+		}
+		if err != nil {
+			errs = append(errs, err)
+			return
+		}
+		seen[ns.Ino], used[ns.Cookie] = true, true
+		errs = append(errs, ns.Close())
 	})
-	return used, err
+	return used, errors.Join(append(errs, err)...)
 }
 
 // processIn returns a process in the namespace with this inode, or 0.
 func processIn(want uint64) (int, error) {
 	found := 0
-	err := eachNetns(func(pid int, ino uint64) {
-		if ino == want {
-			found = pid
+	err := eachNetns(func(t task) {
+		if t.ino == want {
+			found = t.pid
 		}
 	})
 	return found, err
@@ -159,9 +179,9 @@ func processIn(want uint64) (int, error) {
 
 // Processes returns the processes in the namespace, but this one.
 func (n *Netns) Processes() (pids []int, err error) {
-	err = eachNetns(func(pid int, ino uint64) {
-		if ino == n.Ino && !slices.Contains(pids, pid) {
-			pids = append(pids, pid)
+	err = eachNetns(func(t task) {
+		if t.ino == n.Ino && !slices.Contains(pids, t.pid) {
+			pids = append(pids, t.pid)
 		}
 	})
 	return pids, err

@@ -6,12 +6,18 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os/exec"
 	"runtime"
+	"slices"
+	"sync"
+	"syscall"
 	"testing"
 
+	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"sidegate/cgroups"
+	"sidegate/policy"
 )
 
 // threadNetns returns the inode of this thread's network namespace.
@@ -60,4 +66,63 @@ func TestDoComesBack(t *testing.T) {
 func do(ns *cgroups.Netns, f func() error) (recovered any, err error) {
 	defer func() { recovered = recover() }()
 	return nil, ns.Do(f)
+}
+
+// The kernel gives the inode of a namespace that ended to the next one: processes there keep no pod.
+func TestCollectWhoseInodeCameBack(t *testing.T) {
+	w := newWorld(t)
+	end, pod := startApart(t)
+	w.pod = pod
+	ino := inodeOf(t, pod)
+	must(t, w.manage(policy.Default()))
+	must(t, pod.Close())
+	collect := func() (n cgroups.Collected) {
+		must(t, w.store(func(s *cgroups.Store) (err error) {
+			n, err = s.Collect()
+			return err
+		}))
+		return n
+	}
+	if n := collect(); n.Pods != 0 || !slices.Equal(n.Left, []string{"shop/web"}) {
+		t.Fatalf("with a process in it: %+v", n)
+	}
+	end()
+	// The next ones take free inodes, the lowest first, and this one's once the kernel has cleaned up.
+	for n := 0; ; n++ {
+		_, next := startApart(t)
+		got := inodeOf(t, next)
+		must(t, next.Close())
+		if got == ino {
+			break
+		}
+		if n == 500 {
+			t.Fatalf("no namespace got inode %d", ino)
+		}
+	}
+	if n := collect(); n.Pods != 1 || len(w.status().Pods) != 0 {
+		t.Errorf("with a process in another namespace of this inode: %+v; pods %+v", n, w.status().Pods)
+	}
+}
+
+// startApart starts a process in a network namespace of its own, which end ends.
+func startApart(t testing.TB) (end func(), h netns.NsHandle) {
+	t.Helper()
+	cmd := exec.Command("sleep", "infinity")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
+	must(t, cmd.Start())
+	end = sync.OnceFunc(func() {
+		must(t, cmd.Process.Kill())
+		_ = cmd.Wait()
+	})
+	t.Cleanup(end)
+	h, err := netns.GetFromPid(cmd.Process.Pid)
+	must(t, err)
+	return end, h
+}
+
+func inodeOf(t testing.TB, h netns.NsHandle) uint64 {
+	t.Helper()
+	var st unix.Stat_t
+	must(t, unix.Fstat(int(h), &st))
+	return st.Ino
 }

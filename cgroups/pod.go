@@ -354,20 +354,28 @@ func (s *Store) collectPods(dying int, n *Collected) error {
 	for _, c := range containers {
 		busy[c.NetnsCookie] = true
 	}
-	var used map[uint64]bool
+	infos := make(map[uint64]bpf.PodInfo, len(cookies))
+	inodes := make(map[uint64]bool)
 	for _, cookie := range cookies {
 		var info bpf.PodInfo
 		err := s.maps.PodInfo.Lookup(cookie, &info)
-		known := err == nil
 		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return fmt.Errorf("look up pod: %w", err)
 		}
-		if !busy[cookie] && used == nil {
-			if used, err = netnsInUse(dying); err != nil {
-				return err
-			}
+		infos[cookie] = info
+		if err == nil && !busy[cookie] {
+			inodes[info.NetnsIno] = true
 		}
-		if busy[cookie] || known && used[info.NetnsIno] {
+	}
+	var used map[uint64]bool
+	if len(inodes) > 0 {
+		if used, err = netnsInUse(inodes, dying); err != nil {
+			return err
+		}
+	}
+	for _, cookie := range cookies {
+		if busy[cookie] || used[cookie] {
+			info := infos[cookie]
 			n.Left = append(n.Left, bpf.CString(info.Pod[:]))
 			continue
 		}

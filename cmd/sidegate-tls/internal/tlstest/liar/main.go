@@ -255,6 +255,23 @@ func (c *client) give(tx, rx []byte) {
 	})
 }
 
+// answered returns when something has come of what was sent: an answer, or the connection's end.
+func (c *client) answered() error {
+	raw, err := c.raw.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var perr error
+	err = raw.Read(func(fd uintptr) bool {
+		var n int
+		for perr = unix.EINTR; errors.Is(perr, unix.EINTR); {
+			n, perr = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN | unix.POLLRDHUP}}, 0)
+		}
+		return n > 0 || perr != nil
+	})
+	return errors.Join(err, perr)
+}
+
 func (c *client) request(line string) (*http.Request, error) {
 	method, path, _ := strings.Cut(line, " ")
 	return http.NewRequest(method, "https://"+c.sni+path, nil)
@@ -269,8 +286,10 @@ func (c *client) http1() error {
 		}
 		a := answer{Request: line}
 		err = req.Write(c.Conn)
-		if i == 0 && c.how == "late" {
-			c.hand()
+		if i == 0 && c.how == "late" && err == nil {
+			if err = c.answered(); err == nil {
+				c.hand()
+			}
 		}
 		var resp *http.Response
 		if err == nil {
