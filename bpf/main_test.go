@@ -178,6 +178,7 @@ func (f *fixture) reset(t testing.TB) {
 	empty[uint32, Policy](t, f.maps.Policies)
 	f.forget(t)
 	empty[Seen, SeenCount](t, f.maps.Seen)
+	empty[Seen, SeenCount](t, f.maps.Flows)
 	empty[uint64, []Counters](t, f.maps.Counters)
 	empty[uint64, []Counters](t, f.maps.PodCounters)
 	put(t, f.maps.PodSlots, uint32(testSlot), NewSlot(testCookie))

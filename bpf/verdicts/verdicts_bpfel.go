@@ -124,6 +124,12 @@ type verdictsSgContainerInfo struct {
 	AttachedNs uint64
 }
 
+type verdictsSgCost uint32
+
+const (
+	verdictsSgCostSG_COST_TIMES verdictsSgCost = 64
+)
+
 type verdictsSgCounter uint32
 
 const (
@@ -598,6 +604,9 @@ const (
 	verdictsProgAskPermits     = "ask_permits"
 	verdictsProgAskPolicy      = "ask_policy"
 	verdictsProgAskRule        = "ask_rule"
+	verdictsProgCostFlow       = "cost_flow"
+	verdictsProgCostLook       = "cost_look"
+	verdictsProgCostNothing    = "cost_nothing"
 	verdictsProgJudgeBind      = "judge_bind"
 	verdictsProgJudgeConnect   = "judge_connect"
 	verdictsProgJudgeFamily    = "judge_family"
@@ -675,6 +684,9 @@ type verdictsProgramSpecs struct {
 	AskPermits     *ebpf.ProgramSpec `ebpf:"ask_permits"`
 	AskPolicy      *ebpf.ProgramSpec `ebpf:"ask_policy"`
 	AskRule        *ebpf.ProgramSpec `ebpf:"ask_rule"`
+	CostFlow       *ebpf.ProgramSpec `ebpf:"cost_flow"`
+	CostLook       *ebpf.ProgramSpec `ebpf:"cost_look"`
+	CostNothing    *ebpf.ProgramSpec `ebpf:"cost_nothing"`
 	JudgeBind      *ebpf.ProgramSpec `ebpf:"judge_bind"`
 	JudgeConnect   *ebpf.ProgramSpec `ebpf:"judge_connect"`
 	JudgeFamily    *ebpf.ProgramSpec `ebpf:"judge_family"`
@@ -883,6 +895,9 @@ type verdictsPrograms struct {
 	AskPermits     *ebpf.Program `ebpf:"ask_permits"`
 	AskPolicy      *ebpf.Program `ebpf:"ask_policy"`
 	AskRule        *ebpf.Program `ebpf:"ask_rule"`
+	CostFlow       *ebpf.Program `ebpf:"cost_flow"`
+	CostLook       *ebpf.Program `ebpf:"cost_look"`
+	CostNothing    *ebpf.Program `ebpf:"cost_nothing"`
 	JudgeBind      *ebpf.Program `ebpf:"judge_bind"`
 	JudgeConnect   *ebpf.Program `ebpf:"judge_connect"`
 	JudgeFamily    *ebpf.Program `ebpf:"judge_family"`
@@ -916,6 +931,9 @@ func (p *verdictsPrograms) Close() error {
 		p.AskPermits,
 		p.AskPolicy,
 		p.AskRule,
+		p.CostFlow,
+		p.CostLook,
+		p.CostNothing,
 		p.JudgeBind,
 		p.JudgeConnect,
 		p.JudgeFamily,

@@ -6,9 +6,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"sync"
 
+	"github.com/cilium/ebpf"
+
 	"sidegate/bpf"
+	"sidegate/bpf/verdicts"
 	"sidegate/cgroups"
 )
 
@@ -31,6 +35,11 @@ func measureEvents(ctx context.Context, e *env, w *world) (figures []figure, not
 	if err != nil {
 		return nil, nil, err
 	}
+	cost, words, err := measureTelling(e.rounds(50))
+	if err != nil {
+		return nil, nil, err
+	}
+	figures, notes = append(figures, cost), append(notes, words)
 	sides := []string{readNone, readNoneToo, readOne, readAll}
 	readers := map[string]int{readOne: 1, readAll: bpf.EventReaders}
 	for _, l := range loads[:2] {
@@ -49,11 +58,26 @@ func measureEvents(ctx context.Context, e *env, w *world) (figures []figure, not
 		if err != nil {
 			return nil, nil, fmt.Errorf("%s: %w", l.name, err)
 		}
+		inside := map[string][]float64{}
+		err = inTurns(e.rounds(6), sides, func(side string, warm bool) error {
+			stop, err := readEvents(readers[side])
+			if err != nil {
+				return err
+			}
+			one, err := l.inside(1, m, []string{side}, map[string]*ruled{side: p})
+			if err == nil && !warm {
+				inside[side] = append(inside[side], one[side]...)
+			}
+			return errors.Join(err, stop())
+		})
+		if err != nil {
+			return nil, nil, fmt.Errorf("%s: %w", l.name, err)
+		}
 		ratios := []compare{{readNoneToo, readNone}, {readOne, readNone}, {readAll, readNone}}
 		for _, f := range []struct {
 			name, unit string
 			values     map[string][]float64
-		}{{l.name, "1000/s", rate}, {"CPU of both ends", "us a " + l.one, cpu}} {
+		}{{l.name, "1000/s", rate}, {"CPU of both ends", "us a " + l.one, cpu}, {"of which in programs on cgroups", "ns a " + l.one, inside}} {
 			f, err := newFigure("events", f.name, f.unit, sides, f.values, ratios...)
 			if err != nil {
 				return nil, nil, err
@@ -64,6 +88,49 @@ func measureEvents(ctx context.Context, e *env, w *world) (figures []figure, not
 			growth(pairs(cpu[readOne], cpu[readNone], ratio)), growth(pairs(cpu[readAll], cpu[readNone], ratio)), growth(pairs(cpu[readNoneToo], cpu[readNone], ratio))))
 	}
 	return figures, notes, nil
+}
+
+// Sides of what telling costs by itself.
+const (
+	tellLook = "look whether somebody reads"
+	tellFlow = "count a flow"
+)
+
+// measureTelling times what every event costs while nobody reads, and what is counted beside it in any case, by running
+// just that in the kernel.
+func measureTelling(rounds int) (f figure, note string, err error) {
+	node := make(map[string]*ebpf.Map)
+	defer func() {
+		for _, m := range node {
+			err = errors.Join(err, m.Close())
+		}
+	}()
+	for _, name := range bpf.MapNames() {
+		if node[name], err = ebpf.LoadPinnedMap(filepath.Join(cgroups.VersionDir(stateDir("rules")), "maps", name), nil); err != nil {
+			return f, "", fmt.Errorf("open map %s: %w", name, err)
+		}
+	}
+	judge, err := verdicts.Load(node, 1)
+	if err != nil {
+		return f, "", err
+	}
+	defer judge.Close()
+	took := map[string][]float64{}
+	of := map[string]string{tellLook: "look", tellFlow: "flow"}
+	sides := []string{tellLook, tellFlow}
+	err = inTurns(rounds, sides, func(side string, warm bool) error {
+		ns, err := judge.Cost(of[side], 10_000)
+		if err == nil && !warm {
+			took[side] = append(took[side], ns)
+		}
+		return err
+	})
+	if err != nil {
+		return f, "", err
+	}
+	f, err = newFigure("events", "by themselves", "ns", sides, took)
+	return f, fmt.Sprintf("events: while nobody reads, an event is a look of %.1f ns, beside the count of its flow, %.0f ns",
+		median(took[tellLook]), median(took[tellFlow])), err
 }
 
 // readEvents has n readers, until stop.
