@@ -43,12 +43,13 @@ IMAGE ?= localhost/sidegate:$(shell sed -n 's/^appVersion: "\(.*\)"/\1/p' contri
 PODMAN ?= podman
 PLUGINDIR ?= build/docker-plugin
 
-.PHONY: help build man demo demo-nri demo-docker demo-tls escape test transparency check bench bench-quick generate check-generated lint fuzz deps install uninstall clean image docker-plugin kubernetes
+.PHONY: help build man demo demo-nri demo-docker demo-tls escape test kernels transparency check bench bench-quick generate check-generated lint fuzz deps install uninstall clean image docker-plugin kubernetes
 
 help:
 	@sed -n 's/^# make /make /p' Makefile
 	@echo 'make build   the binaries, in bin/'
 	@echo 'make bench   what it costs, as ratios of interleaved runs, with charts; make bench-quick: a rough look'
+	@echo 'make kernels all tests for VMs on every one of Debian'"'"'s kernels, not on the oldest alone'
 	@echo 'make lint    gofmt, vet, staticcheck, clang-format, shellcheck'
 	@echo 'make generate / check-generated   the BPF objects and their Go types, and the reference of policies'
 	@echo 'make man     manual pages and completions of shells, in build/'
@@ -103,13 +104,17 @@ escape: deps build
 	$(WITH_GO) bin/escape -markdown docs/escapes.md
 
 # In process with the race detector, then real runtimes and proxies, two at a time, since they mostly wait, and kernels,
-# which do not. `make escape` has the escape suite's other set-ups.
+# which do not. `make escape` has the escape suite's other set-ups, `make kernels` all of tests/vm on every kernel.
 test: deps build lint check-generated fuzz
-	$(WITH_GO) CGO_ENABLED=1 scripts/with-bpffs.sh go test -race -count=1 ./bpf/... ./cgroups/... ./policy/... ./observe/... ./oci-hook/... ./nri/... ./dockerplugin/... ./cmd/...
-	$(WITH_GO) CGO_ENABLED=0 sh -c 'go test -count=1 -p 2 -timeout 40m $$(go list ./tests/... | grep -v "/vm$$")'
+	$(WITH_GO) CGO_ENABLED=1 scripts/with-bpffs.sh go test -race -vet=off -count=1 ./bpf/... ./cgroups/... ./policy/... ./observe/... ./oci-hook/... ./nri/... ./dockerplugin/... ./cmd/...
+	$(WITH_GO) CGO_ENABLED=0 sh -c 'go test -vet=off -count=1 -p 2 -timeout 40m $$(go list ./tests/... | grep -v "/vm$$")'
 	$(WITH_GO) CGO_ENABLED=0 go build -o bin/escape ./tests/escape
-	$(WITH_GO) CGO_ENABLED=0 go test -count=1 -timeout 40m ./tests/vm
+	$(WITH_GO) CGO_ENABLED=0 go test -vet=off -count=1 -timeout 40m ./tests/vm
 	$(WITH_GO) bin/escape -setup sidegate -json build/escape-test.json
+
+# All of tests/vm on every one of Debian's kernels, not on the oldest alone.
+kernels: deps build
+	$(WITH_GO) CGO_ENABLED=0 SIDEGATE_VM_ALL=1 go test -count=1 -timeout 60m ./tests/vm
 
 # Whether programs can notice acceleration, here and on Debian's kernels.
 transparency: deps build

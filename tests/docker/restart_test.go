@@ -85,9 +85,9 @@ func TestLiveRestore(t *testing.T) {
 	must(t, p.Remove(ctx))
 }
 
-// Two hundred containers, side by side: nothing is open, and nothing stays.
+// Many containers, four at a time: nothing is open, and nothing stays.
 func TestManyContainers(t *testing.T) {
-	const count, workers = 100, 4
+	const count, workers = 50, 4
 	ctx := begin(t, lab.Moby)
 	startDriver(ctx, t)
 	newMesh(ctx, t)

@@ -27,11 +27,11 @@ func toolsDir(ctx context.Context, what, env string) (string, error) {
 	_, self, _, _ := runtime.Caller(0)
 	script := filepath.Join(filepath.Dir(self), "../../scripts/tools.sh")
 	if !filepath.IsAbs(script) { // built with -trimpath: the caller runs in the module, as go run and go test do
-		out, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}").Output()
+		module, err := moduleDir(ctx)
 		if err != nil {
-			return "", fmt.Errorf("find this module: %w", err)
+			return "", err
 		}
-		script = filepath.Join(strings.TrimSpace(string(out)), "scripts/tools.sh")
+		script = filepath.Join(module, "scripts/tools.sh")
 	}
 	cmd := exec.CommandContext(ctx, script, what)
 	cmd.Stderr = os.Stderr

@@ -12,10 +12,10 @@ import (
 	"sidegate/tests/vm/runtimes"
 )
 
-// TestRuntimes runs the tests of runtimes in a VM per kernel: with crun, with runc, and with podman on both.
+// TestRuntimes runs the tests of runtimes in a VM with the oldest kernel, or one per kernel: with crun, with runc, and with podman on both.
 func TestRuntimes(t *testing.T) {
 	t.Parallel()
-	kernels := kernels(t)
+	kernels := oneOf(kernels(t), false)
 	files, err := vm.PodmanFiles()
 	if err != nil {
 		t.Fatalf("%v: run 'make deps'", err)

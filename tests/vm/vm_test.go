@@ -40,6 +40,18 @@ func kernels(t *testing.T) []vm.Kernel {
 	return chosen
 }
 
+// oneOf returns the oldest of the kernels, or the newest: whole runtimes are tried on one. With SIDEGATE_VM_ALL, as make
+// kernels sets it, it returns all.
+func oneOf(kernels []vm.Kernel, last bool) []vm.Kernel {
+	switch {
+	case os.Getenv("SIDEGATE_VM_ALL") != "":
+		return kernels
+	case last:
+		return kernels[len(kernels)-1:]
+	}
+	return kernels[:1]
+}
+
 // Limits of a VM, and of one test binary in it. Both are far more than is needed
 // on a quiet machine: they are there for what hangs.
 const (
