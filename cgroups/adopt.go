@@ -169,7 +169,8 @@ func (s *Store) registeredAs(r *registration) (*Attached, error) {
 			return nil, fmt.Errorf("look up container: %w", err)
 		}
 		// sharePidns may have taken its PID namespace from it.
-		same := have.MntNs == want.MntNs && (have.PidNs == 0 || have.PidNs == want.PidNs && have.Started == want.Started)
+		started := have.Started == 0 || want.Started == 0 || have.Started == want.Started // 0 is not known
+		same := have.MntNs == want.MntNs && (have.PidNs == 0 || have.PidNs == want.PidNs && started)
 		if id.Id == this.Id && have.NetnsCookie == r.ns.Cookie && same {
 			return &Attached{Cookie: have.NetnsCookie, CgroupID: number}, nil
 		}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/cilium/ebpf"
 
@@ -82,10 +83,12 @@ func firstInPidns(pid string) (bool, error) {
 // initialTimens is PROC_TIME_INIT_INO of the kernel.
 const initialTimens = 0xeffffffa
 
-// startOf returns when a process started, as proc_pid_stat(5) counts: in USER_HZ
-// since boot. In a time namespace that has another zero it is 0.
+// startOf returns when a process started, in USER_HZ since boot, as the programs see
+// it: proc_pid_stat(5) counts from the zero of this process's time namespace. It is
+// 0, which is not known, where that is no whole number of ticks away.
 func startOf(pid string) (uint64, error) {
-	if ns, err := namespace("self", "time"); err != nil || ns != 0 && ns != initialTimens {
+	offset, err := bootOffset()
+	if err != nil || offset%tick != 0 {
 		return 0, err
 	}
 	b, err := os.ReadFile("/proc/" + pid + "/stat")
@@ -97,7 +100,34 @@ func startOf(pid string) (uint64, error) {
 	if len(f) < 20 {
 		return 0, fmt.Errorf("look at process %s: stat has %d fields", pid, len(f)+2)
 	}
-	return strconv.ParseUint(string(f[22-3]), 10, 64)
+	start, err := strconv.ParseInt(string(f[22-3]), 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("look at process %s: %w", pid, err)
+	}
+	return uint64(start - int64(offset/tick)), nil
+}
+
+// tick is one of USER_HZ.
+const tick = 10 * time.Millisecond
+
+// bootOffset returns what CLOCK_BOOTTIME is ahead of the machine's in this process's time namespace (time_namespaces(7)).
+func bootOffset() (time.Duration, error) {
+	ns, err := namespace("self", "time")
+	if err != nil || ns == 0 || ns == initialTimens {
+		return 0, err
+	}
+	// The offsets are those of children: this process's own as long as it has made no other namespace for them.
+	b, err := os.ReadFile("/proc/self/timens_offsets")
+	if err != nil {
+		return 0, fmt.Errorf("find this process's boot time: %w", err)
+	}
+	for line := range strings.Lines(string(b)) {
+		var sec, nsec int64
+		if n, _ := fmt.Sscanf(line, "boottime %d %d", &sec, &nsec); n == 2 {
+			return time.Duration(sec)*time.Second + time.Duration(nsec), nil
+		}
+	}
+	return 0, fmt.Errorf("find this process's boot time: it is not in %q", b)
 }
 
 // sharePidns is for a container that is about to live in a PID namespace which was

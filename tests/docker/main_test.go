@@ -12,6 +12,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/http"
 	"os"
@@ -206,6 +207,21 @@ func (d *driver) logged() string {
 	return string(b)
 }
 
+// get asks the driver's HTTP server.
+func get(ctx context.Context, path string) (code int, text string, err error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+metricsAddress+path, nil)
+	if err != nil {
+		return 0, "", err
+	}
+	r, err := (&http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}).Do(request)
+	if err != nil {
+		return 0, "", err
+	}
+	defer r.Body.Close()
+	b, err := io.ReadAll(r.Body)
+	return r.StatusCode, string(b), err
+}
+
 func (d *driver) waitReady(ctx context.Context) {
 	d.t.Helper()
 	var last string
@@ -216,17 +232,9 @@ func (d *driver) waitReady(ctx context.Context) {
 			return false, fmt.Errorf("it has ended: %w", err)
 		default:
 		}
-		request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+metricsAddress+"/readyz", nil)
-		if err != nil {
-			return false, err
-		}
-		r, err := (&http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}).Do(request)
-		if err != nil {
-			last = err.Error()
-			return false, ctx.Err()
-		}
-		last = r.Status
-		return r.StatusCode == http.StatusOK, r.Body.Close()
+		code, text, err := get(ctx, "/readyz")
+		last = fmt.Sprint(code, text, err)
+		return code == http.StatusOK, ctx.Err()
 	})
 	if err != nil {
 		d.t.Fatalf("%v: %s\n%s", err, last, d.logged())

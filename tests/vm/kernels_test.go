@@ -20,7 +20,7 @@ var packages = []string{"sidegate/bpf", "sidegate/cgroups", "sidegate/cgroups/in
 // run on this machine's.
 var anyKernel = []string{
 	"AccelerationOff", "AccelerationOffWords", "AddDeviceIsAllOrNothing", "AddDeviceKnowsTheNode",
-	"AddDeviceWhoseIndexIsTaken", "AdoptBusy", "AdoptRefusals", "AttachIsAllOrNothing", "AttachTwiceIsOnce",
+	"AddDeviceWhoseIndexIsTaken", "AdoptBusy", "AdoptOneWhoseStartIsNotKnown", "AdoptRefusals", "AttachIsAllOrNothing", "AttachTwiceIsOnce",
 	"CapabilitiesOf", "CgroupOfTheRuntimeIsRefused", "CollectWhoseInodeCameBack", "ConfiguresKTLS",
 	"DeadProcessIsAnError", "DetachLeavesNothing", "DeviceGoesToAnotherPod", "DevicesOfNoPod", "EndpointErrors",
 	"EndpointOfAnotherDevice", "Exclusions", "ExplainIsWhatHappens", "FlowSums", "GuardEndpointAgain", "HostIsNotWorld",
@@ -28,7 +28,7 @@ var anyKernel = []string{
 	"LimitsOfAPolicy", "ManageHostNetwork", "MapFills", "NamesHaveRules", "NonTCPAllow", "NothingToList",
 	"OtherABIIsRefused", "ParallelAttach", "PinsAndMaps", "PodHasAShareOfPendingConnections", "PodHasOnePolicy",
 	"PodStaysClosedWhileAnythingRunsInIt", "PolicyChangesUnderRunningContainers",
-	"RedirectedDNSNeedsNoRuleOfTheSidecar", "SecondSidecarIsRefused", "UnfinishedWorkIsSwept",
+	"RedirectedDNSNeedsNoRuleOfTheSidecar", "SecondSidecarIsRefused", "StartInATimeNamespace", "UnfinishedWorkIsSwept",
 	"UnloadRefusesWhileEndpointsAreGuarded", "UnloadRefusesWhilePodsAreManaged", "UsedCgroupIsNoRight", "WaitSidecar",
 
 	"EventsOfManyConnections", // more a second than an emulated CPU makes in a minute
