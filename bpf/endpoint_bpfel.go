@@ -111,6 +111,7 @@ type endpointSgEventControl struct {
 	Any   uint64
 	Until [8]uint64
 	Lost  [8]uint64
+	Woken [8]uint64
 }
 
 type endpointSgEventSource struct {

@@ -86,6 +86,7 @@ type lsmSgEventControl struct {
 	Any   uint64
 	Until [8]uint64
 	Lost  [8]uint64
+	Woken [8]uint64
 }
 
 type lsmSgEventSource struct {

@@ -183,6 +183,7 @@ type nodeSgEventControl struct {
 	Any   uint64
 	Until [8]uint64
 	Lost  [8]uint64
+	Woken [8]uint64
 }
 
 type nodeSgEventSource struct {

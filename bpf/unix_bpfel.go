@@ -86,6 +86,7 @@ type unixSgEventControl struct {
 	Any   uint64
 	Until [8]uint64
 	Lost  [8]uint64
+	Woken [8]uint64
 }
 
 type unixSgEventSource struct {

@@ -33,6 +33,9 @@ type Events struct {
 	boot    atomic.Int64 // when CLOCK_BOOTTIME was 0, in ns since 1970: clocks are set
 	taken   atomic.Bool  // somebody else has the slot
 
+	deadline time.Time // of Read
+	idle     bool      // nothing has come for a while
+
 	stop    chan struct{}
 	stopped sync.WaitGroup
 
@@ -42,6 +45,14 @@ type Events struct {
 const (
 	eventLease = 3 * time.Second
 	eventRenew = time.Second
+)
+
+// How long Read waits before it looks by itself. The kernel wakes a reader, and then not for SG_EVENT_QUIET: after a
+// record there may be others within that time, and later ones wake it. A program that is held up on its way for longer
+// than the difference tells up to eventLookIdle late.
+const (
+	eventLook     = 20 * time.Millisecond
+	eventLookIdle = time.Second
 )
 
 // ErrTooManyReaders says that no reader more is possible.
@@ -215,8 +226,9 @@ func (e *Events) Close() error {
 	return errors.Join(errs...)
 }
 
-// SetDeadline is for the next Read, which returns os.ErrDeadlineExceeded then. One that waits already waits on: see Finish.
-func (e *Events) SetDeadline(t time.Time) { e.reader.SetDeadline(t) }
+// SetDeadline is for the next Read, which returns os.ErrDeadlineExceeded then. It is for who calls that: one that waits
+// already waits on, see Finish.
+func (e *Events) SetDeadline(t time.Time) { e.deadline = t }
 
 // Finish makes Read return what there is already, and then os.ErrClosed, also one that waits.
 func (e *Events) Finish() error { return e.reader.Flush() }
@@ -224,7 +236,7 @@ func (e *Events) Finish() error { return e.reader.Flush() }
 // Read waits for the next event.
 func (e *Events) Read() (Event, error) {
 	for {
-		r, err := e.reader.Read()
+		r, err := e.next()
 		if e.taken.Load() {
 			return Event{}, ErrTaken
 		}
@@ -237,6 +249,34 @@ func (e *Events) Read() (Event, error) {
 		if v, ok := e.decode(r.RawSample); ok {
 			return v, nil
 		}
+	}
+}
+
+// next waits for a record, and looks for those that nobody wakes it for.
+func (e *Events) next() (ringbuf.Record, error) {
+	for {
+		look := time.Now().Add(eventLook)
+		if e.idle {
+			look = time.Now().Add(eventLookIdle)
+		}
+		last := !e.deadline.IsZero() && e.deadline.Before(look)
+		if last {
+			look = e.deadline
+		}
+		e.reader.SetDeadline(look)
+		r, err := e.reader.Read()
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			e.idle = false
+			return r, err
+		}
+		// After records that came when it looked, it says once more that the time was up.
+		if time.Now().Before(look) {
+			continue
+		}
+		if last {
+			return r, err
+		}
+		e.idle = true
 	}
 }
 

@@ -341,6 +341,45 @@ func TestEventsOfDatagrams(t *testing.T) {
 }
 
 // Readers do not take each other's events, and there is room for one that was killed.
+// TestEventsComeSoon: also those for which the kernel does not wake a reader that waits, since it has just done so.
+func TestEventsComeSoon(t *testing.T) {
+	m := newMeshPod(t, policy.Default())
+	e := m.observe(1 << 16)
+	accepts := make(chan struct{}, 1)
+	go func() {
+		defer close(accepts)
+		for {
+			v, err := e.Read()
+			if err != nil {
+				return // it was closed
+			}
+			if v.Kind == "accept" {
+				accepts <- struct{}{}
+			}
+		}
+	}()
+	var took []time.Duration
+	for range 15 {
+		const burst = 5
+		for range burst {
+			dial(t, m.app, "tcp", outside4+":80")
+		}
+		began := time.Now()
+		for range burst {
+			select {
+			case <-accepts:
+			case <-time.After(5 * time.Second):
+				t.Fatalf("an event does not come, after %v", took)
+			}
+		}
+		took = append(took, time.Since(began))
+	}
+	slices.Sort(took)
+	if soon := took[len(took)/2]; soon > 500*time.Millisecond {
+		t.Errorf("the last of 5 events came after %v", took)
+	}
+}
+
 func TestEventReaders(t *testing.T) {
 	m := newMeshPod(t, policy.Default())
 	var readers []*cgroups.Events

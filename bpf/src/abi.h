@@ -429,8 +429,9 @@ struct sg_event_control {
 	__u64 any; /* the last of until; 0: an event costs this look */
 	__u64 until[SG_EVENT_READERS]; /* CLOCK_BOOTTIME in ns, of each ring */
 	__u64 lost[SG_EVENT_READERS]; /* events that a full ring did not take */
+	__u64 woken[SG_EVENT_READERS]; /* when an event last woke the reader */
 };
-_Static_assert(sizeof(struct sg_event_control) == 136, "ABI");
+_Static_assert(sizeof(struct sg_event_control) == 200, "ABI");
 
 /* Whose events: key of map event_budgets. */
 struct sg_event_source {
@@ -456,6 +457,12 @@ _Static_assert(sizeof(struct sg_event_budget) == 24, "ABI");
 
 #define SG_EVENT_WINDOW 27 /* 2^27 ns, about 134 ms */
 #define SG_EVENT_MOST 2048 /* of a container in a window */
+/*
+ * A reader is woken for an event, and then not for so long, in ns, unless its
+ * ring is half full. It looks by itself for longer than that after what it has
+ * read.
+ */
+#define SG_EVENT_QUIET 5000000
 
 enum sg_sock_flags {
 	SG_SOCK_REDIRECTED = 1, /* connect was sent to the outbound port */

@@ -92,6 +92,20 @@ SG_INLINE int sg_event_allowed(struct sg_event *e, __u64 now, __u32 *suppressed)
 }
 
 /*
+ * Whether an event wakes the reader of a ring, which costs more than the event:
+ * see SG_EVENT_QUIET.
+ */
+SG_INLINE __u64 sg_wakes(void *ring, __u64 *woken, __u64 now)
+{
+	if (now - *woken < SG_EVENT_QUIET &&
+	    bpf_ringbuf_query(ring, BPF_RB_AVAIL_DATA) <
+		    bpf_ringbuf_query(ring, BPF_RB_RING_SIZE) / 2)
+		return BPF_RB_NO_WAKEUP;
+	*woken = now;
+	return BPF_RB_FORCE_WAKEUP;
+}
+
+/*
  * Sends size bytes, which begin with e, to all who read, if the container has
  * not told too much.
  */
@@ -114,7 +128,9 @@ SG_INLINE void sg_event_send(struct sg_event *e, __u32 size)
 		ring = c->until[i] < now
 			       ? 0
 			       : bpf_map_lookup_elem(&event_rings, &n);
-		if (!ring || bpf_ringbuf_output(ring, e, size, 0))
+		if (!ring ||
+		    bpf_ringbuf_output(ring, e, size,
+				       sg_wakes(ring, &c->woken[i], now)))
 			__sync_fetch_and_add(&c->lost[i], 1);
 	}
 }

@@ -196,6 +196,7 @@ type verdictsSgEventControl struct {
 	Any   uint64
 	Until [8]uint64
 	Lost  [8]uint64
+	Woken [8]uint64
 }
 
 type verdictsSgEventSource struct {

@@ -114,11 +114,11 @@ func (r *report) impossible() (names []string) {
 	return names
 }
 
-// merge takes over the cases that another kernel could make.
+// merge takes over the impossible cases from another kernel: where it could not make one either, what went wrong there.
 func (r *report) merge(other *report) {
 	for _, theirs := range other.Cases {
 		i := slices.IndexFunc(r.Cases, func(c *row) bool { return c.Name == theirs.Name })
-		if i >= 0 && theirs.Tries[control].State == open {
+		if i >= 0 && r.Cases[i].Tries[control].State == broken {
 			r.Cases[i] = theirs
 		}
 	}

@@ -78,10 +78,12 @@ func TestMerge(t *testing.T) {
 		t.Errorf("impossible are %q", got)
 	}
 	other := tried(none, [2]state{open, blocked}, none)
-	other.Cases[1].Kernel = "another"
+	for _, c := range other.Cases {
+		c.Kernel = "another"
+	}
 	r.merge(other)
-	if r.String() != "escape: 2 blocked, 0 open, 1 errors" || r.Cases[1].Kernel != "another" || r.Cases[0].Kernel == "another" {
-		t.Errorf("%s, kernels %s and %s", r, r.Cases[0].Kernel, r.Cases[1].Kernel)
+	if r.String() != "escape: 2 blocked, 0 open, 1 errors" || r.Cases[0].Kernel == "another" || r.Cases[1].Kernel != "another" || r.Cases[2].Kernel != "another" {
+		t.Errorf("%s, kernels %s, %s and %s", r, r.Cases[0].Kernel, r.Cases[1].Kernel, r.Cases[2].Kernel)
 	}
 	path := filepath.Join(t.TempDir(), "new", "r.json")
 	if err := r.write(path); err != nil {
