@@ -49,7 +49,7 @@ help:
 	@sed -n 's/^# make /make /p' Makefile
 	@echo 'make build   the binaries, in bin/'
 	@echo 'make bench   what it costs, as ratios of interleaved runs, with charts; make bench-quick: a rough look'
-	@echo 'make kernels all tests for VMs on every one of Debian'"'"'s kernels, not on the oldest alone'
+	@echo 'make kernels all of tests/vm on every one of Debian'"'"'s kernels'
 	@echo 'make lint    gofmt, vet, staticcheck, clang-format, shellcheck'
 	@echo 'make generate / check-generated   the BPF objects and their Go types, and the reference of policies'
 	@echo 'make man     manual pages and completions of shells, in build/'
@@ -112,7 +112,7 @@ test: deps build lint check-generated fuzz
 	$(WITH_GO) CGO_ENABLED=0 go test -vet=off -count=1 -timeout 40m ./tests/vm
 	$(WITH_GO) bin/escape -setup sidegate -json build/escape-test.json
 
-# All of tests/vm on every one of Debian's kernels, not on the oldest alone.
+# All of tests/vm on every one of Debian's kernels, where make test has whole runtimes, and some of cgroups, on one.
 kernels: deps build
 	$(WITH_GO) CGO_ENABLED=0 SIDEGATE_VM_ALL=1 go test -count=1 -timeout 60m ./tests/vm
 

@@ -51,8 +51,8 @@ const (
 // record there may be others within that time, and later ones wake it. A program that is held up on its way for longer
 // than the difference tells up to eventLookIdle late.
 const (
-	eventLook     = 20 * time.Millisecond
-	eventLookIdle = time.Second
+	eventLook     = 5 * time.Millisecond
+	eventLookIdle = 100 * time.Millisecond
 )
 
 // ErrTooManyReaders says that no reader more is possible.
@@ -263,7 +263,7 @@ func (e *Events) next() (ringbuf.Record, error) {
 		if last {
 			look = e.deadline
 		}
-		e.reader.SetDeadline(look)
+		e.reader.SetDeadline(look.Add(time.Millisecond)) // it waits for whole ones, rounded down
 		r, err := e.reader.Read()
 		if !errors.Is(err, os.ErrDeadlineExceeded) {
 			e.idle = false

@@ -340,7 +340,6 @@ func TestEventsOfDatagrams(t *testing.T) {
 	}
 }
 
-// Readers do not take each other's events, and there is room for one that was killed.
 // TestEventsComeSoon: also those for which the kernel does not wake a reader that waits, since it has just done so.
 func TestEventsComeSoon(t *testing.T) {
 	m := newMeshPod(t, policy.Default())
@@ -367,7 +366,10 @@ func TestEventsComeSoon(t *testing.T) {
 		began := time.Now()
 		for range burst {
 			select {
-			case <-accepts:
+			case _, ok := <-accepts:
+				if !ok {
+					t.Fatal("reading has ended")
+				}
 			case <-time.After(5 * time.Second):
 				t.Fatalf("an event does not come, after %v", took)
 			}
@@ -380,6 +382,7 @@ func TestEventsComeSoon(t *testing.T) {
 	}
 }
 
+// Readers do not take each other's events, and there is room for one that was killed.
 func TestEventReaders(t *testing.T) {
 	m := newMeshPod(t, policy.Default())
 	var readers []*cgroups.Events

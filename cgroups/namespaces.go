@@ -104,7 +104,11 @@ func startOf(pid string) (uint64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("look at process %s: %w", pid, err)
 	}
-	return uint64(start - int64(offset/tick)), nil
+	start -= int64(offset / tick)
+	if start < 0 || start > int64((bootTime()-offset)/tick) {
+		return 0, nil // it started before the zero of this namespace, and the kernel has counted below 0
+	}
+	return uint64(start), nil
 }
 
 // tick is one of USER_HZ.

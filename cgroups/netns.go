@@ -142,28 +142,37 @@ func eachNetns(f func(task)) error {
 	return nil
 }
 
-// netnsInUse returns the namespaces, by cookie, that have one of the inodes and a process other than except. An
-// inode alone does not tell: the kernel gives that of a namespace that ended to the next one.
-func netnsInUse(inodes map[uint64]bool, except int) (map[uint64]bool, error) {
+// netnsInUse tells of namespaces, by cookie, given the inode of each, which have a process other than except. An inode
+// alone does not tell: the kernel gives that of a namespace that ended to the next one. What cannot be known counts as
+// used, so that it stays closed.
+func netnsInUse(inodes map[uint64]uint64, except int) (map[uint64]bool, error) {
 	used := make(map[uint64]bool)
-	seen := make(map[uint64]bool) // inodes
-	var errs []error
+	wanted := make(map[uint64]bool)
+	for _, ino := range inodes {
+		wanted[ino] = true
+	}
 	err := eachNetns(func(t task) {
-		if !inodes[t.ino] || seen[t.ino] || t.pid == except {
+		if !wanted[t.ino] || t.pid == except {
 			return
 		}
 		ns, err := OpenNetns(t.netns)
-		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EACCES) {
-			return // it has ended meanwhile
-		}
-		if err != nil {
-			errs = append(errs, err)
+		if err == nil {
+			used[ns.Cookie] = true
+			delete(wanted, ns.Ino) // no other namespace has it now
+			_ = ns.Close()         // of a descriptor that was read only
 			return
 		}
-		seen[ns.Ino], used[ns.Cookie] = true, true
-		errs = append(errs, ns.Close())
+		var st unix.Stat_t
+		if unix.Stat(t.netns, &st) != nil {
+			return // it has ended
+		}
+		for cookie, ino := range inodes {
+			if ino == t.ino {
+				used[cookie] = true
+			}
+		}
 	})
-	return used, errors.Join(append(errs, err)...)
+	return used, err
 }
 
 // processIn returns a process in the namespace with this inode, or 0.

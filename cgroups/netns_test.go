@@ -154,12 +154,22 @@ func TestStartInATimeNamespace(t *testing.T) {
 	must(t, err)
 	self, err := os.Executable()
 	must(t, err)
-	for _, offset := range []string{"0", "86400", "-1"} {
-		cmd := exec.Command("unshare", "--time", "--boottime", offset, self)
-		cmd.Env = append(os.Environ(), envStartOf+"="+pid)
+	var up unix.Sysinfo_t
+	must(t, unix.Sysinfo(&up))
+	for _, c := range []struct {
+		pid, offset string
+		want        uint64
+	}{
+		{pid, "0", start},
+		{pid, "86400", start},
+		{pid, "-1", start},
+		{"1", fmt.Sprint(1 - up.Uptime), 0}, // before that namespace's zero: not known
+	} {
+		cmd := exec.Command("unshare", "--time", "--boottime", c.offset, self)
+		cmd.Env = append(os.Environ(), envStartOf+"="+c.pid)
 		out, err := cmd.CombinedOutput()
-		if want := fmt.Sprintln(start, nil); err != nil || string(out) != want {
-			t.Errorf("with a boot time %s s ahead: %q, want %q: %v", offset, out, want, err)
+		if want := fmt.Sprintln(c.want, nil); err != nil || string(out) != want {
+			t.Errorf("with a boot time %s s ahead: %q, want %q: %v", c.offset, out, want, err)
 		}
 	}
 }

@@ -355,7 +355,7 @@ func (s *Store) collectPods(dying int, n *Collected) error {
 		busy[c.NetnsCookie] = true
 	}
 	infos := make(map[uint64]bpf.PodInfo, len(cookies))
-	inodes := make(map[uint64]bool)
+	inodes := make(map[uint64]uint64)
 	for _, cookie := range cookies {
 		var info bpf.PodInfo
 		err := s.maps.PodInfo.Lookup(cookie, &info)
@@ -364,7 +364,7 @@ func (s *Store) collectPods(dying int, n *Collected) error {
 		}
 		infos[cookie] = info
 		if err == nil && !busy[cookie] {
-			inodes[info.NetnsIno] = true
+			inodes[cookie] = info.NetnsIno
 		}
 	}
 	var used map[uint64]bool

@@ -462,7 +462,7 @@ _Static_assert(sizeof(struct sg_event_budget) == 24, "ABI");
  * ring is half full. It looks by itself for longer than that after what it has
  * read.
  */
-#define SG_EVENT_QUIET 5000000
+#define SG_EVENT_QUIET 1000000
 
 enum sg_sock_flags {
 	SG_SOCK_REDIRECTED = 1, /* connect was sent to the outbound port */

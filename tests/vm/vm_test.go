@@ -40,7 +40,7 @@ func kernels(t *testing.T) []vm.Kernel {
 	return chosen
 }
 
-// oneOf returns the oldest of the kernels, or the newest: whole runtimes are tried on one. With SIDEGATE_VM_ALL, as make
+// oneOf returns the first of the kernels, which is the oldest if none is named, or the last: whole runtimes are tried on one. With SIDEGATE_VM_ALL, as make
 // kernels sets it, it returns all.
 func oneOf(kernels []vm.Kernel, last bool) []vm.Kernel {
 	switch {
