@@ -45,30 +45,26 @@ func measureEvents(ctx context.Context, e *env, w *world) (figures []figure, not
 	for _, l := range loads[:2] {
 		rate, cpu := map[string][]float64{}, map[string][]float64{}
 		err = inTurns(e.rounds(18), sides, func(side string, warm bool) error {
-			stop, err := readEvents(readers[side])
-			if err != nil {
+			return withReaders(readers[side], func() error {
+				one, used, err := l.rounds(1, m, []string{side}, map[string]*ruled{side: p})
+				if err == nil && !warm {
+					rate[side], cpu[side] = append(rate[side], one[side]...), append(cpu[side], used[side]...)
+				}
 				return err
-			}
-			one, used, err := l.rounds(1, m, []string{side}, map[string]*ruled{side: p})
-			if err == nil && !warm {
-				rate[side], cpu[side] = append(rate[side], one[side]...), append(cpu[side], used[side]...)
-			}
-			return errors.Join(err, stop())
+			})
 		})
 		if err != nil {
 			return nil, nil, fmt.Errorf("%s: %w", l.name, err)
 		}
 		inside := map[string][]float64{}
 		err = inTurns(e.rounds(6), sides, func(side string, warm bool) error {
-			stop, err := readEvents(readers[side])
-			if err != nil {
+			return withReaders(readers[side], func() error {
+				one, err := l.inside(1, m, []string{side}, map[string]*ruled{side: p})
+				if err == nil && !warm {
+					inside[side] = append(inside[side], one[side]...)
+				}
 				return err
-			}
-			one, err := l.inside(1, m, []string{side}, map[string]*ruled{side: p})
-			if err == nil && !warm {
-				inside[side] = append(inside[side], one[side]...)
-			}
-			return errors.Join(err, stop())
+			})
 		})
 		if err != nil {
 			return nil, nil, fmt.Errorf("%s: %w", l.name, err)
@@ -131,6 +127,15 @@ func measureTelling(rounds int) (f figure, note string, err error) {
 	f, err = newFigure("events", "by themselves", "ns", sides, took)
 	return f, fmt.Sprintf("events: while nobody reads, an event is a look of %.1f ns, beside the count of its flow, %.0f ns",
 		median(took[tellLook]), median(took[tellFlow])), err
+}
+
+// withReaders runs f while n read.
+func withReaders(n int, f func() error) error {
+	stop, err := readEvents(n)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f(), stop())
 }
 
 // readEvents has n readers, until stop.

@@ -12,7 +12,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"io/fs"
 	"net/http"
 	"os"
@@ -207,21 +206,6 @@ func (d *driver) logged() string {
 	return string(b)
 }
 
-// get asks the driver's HTTP server.
-func get(ctx context.Context, path string) (code int, text string, err error) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+metricsAddress+path, nil)
-	if err != nil {
-		return 0, "", err
-	}
-	r, err := (&http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}).Do(request)
-	if err != nil {
-		return 0, "", err
-	}
-	defer r.Body.Close()
-	b, err := io.ReadAll(r.Body)
-	return r.StatusCode, string(b), err
-}
-
 func (d *driver) waitReady(ctx context.Context) {
 	d.t.Helper()
 	var last string
@@ -232,7 +216,7 @@ func (d *driver) waitReady(ctx context.Context) {
 			return false, fmt.Errorf("it has ended: %w", err)
 		default:
 		}
-		code, text, err := get(ctx, "/readyz")
+		code, text, err := lab.Get(ctx, metricsAddress, "/readyz")
 		last = fmt.Sprint(code, text, err)
 		return code == http.StatusOK, ctx.Err()
 	})

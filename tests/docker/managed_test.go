@@ -229,7 +229,7 @@ func TestManagedPluginLiveRestore(t *testing.T) {
 	}
 	// The wrapper has registered the sidecar, and the plugin has not done so again: that would leave it without sockets
 	// meanwhile.
-	if _, text, err := get(ctx, "/metrics"); err != nil || !strings.Contains(text, "\nsidegate_docker_adoptions_total 0\n") {
+	if _, text, err := lab.Get(ctx, metricsAddress, "/metrics"); err != nil || !strings.Contains(text, "\nsidegate_docker_adoptions_total 0\n") {
 		t.Errorf("a container was taken over: %v\n%s", err, text)
 	}
 	must(t, p.Remove(ctx))

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"os/exec"
@@ -77,16 +78,25 @@ func (d *daemon) waitReady(ctx context.Context) error {
 		if err := d.alive(); err != nil {
 			return false, err
 		}
-		request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+pluginAddress+"/readyz", nil)
-		if err != nil {
-			return false, err
-		}
-		r, err := http.DefaultClient.Do(request)
-		if err != nil {
-			return false, ctx.Err()
-		}
-		return r.StatusCode == http.StatusOK, r.Body.Close()
+		code, _, _ := Get(ctx, pluginAddress, "/readyz")
+		return code == http.StatusOK, ctx.Err()
 	})
+}
+
+// Get asks the HTTP server at an address for a path, by a connection of its own: the server may have been another one a
+// moment ago.
+func Get(ctx context.Context, address, path string) (code int, text string, err error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+path, nil)
+	if err != nil {
+		return 0, "", err
+	}
+	r, err := (&http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}).Do(request)
+	if err != nil {
+		return 0, "", err
+	}
+	defer r.Body.Close()
+	b, err := io.ReadAll(r.Body)
+	return r.StatusCode, string(b), err
 }
 
 // stop ends the daemon: SIGTERM, and SIGKILL if that does not help. It may be called again.

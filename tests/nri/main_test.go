@@ -11,7 +11,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"io/fs"
 	"net/http"
 	"os"
@@ -203,28 +202,13 @@ func (p *plugin) waitReady(ctx context.Context) {
 			return false, fmt.Errorf("it has ended: %w", err)
 		default:
 		}
-		code, text, err := get(ctx, "/readyz")
+		code, text, err := lab.Get(ctx, metricsAddress, "/readyz")
 		last = fmt.Sprint(code, text, err)
 		return code == http.StatusOK, ctx.Err()
 	})
 	if err != nil {
 		p.t.Fatalf("%v: %s\n%s", err, last, p.logged())
 	}
-}
-
-// get asks the plugin's HTTP server.
-func get(ctx context.Context, path string) (code int, text string, err error) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+metricsAddress+path, nil)
-	if err != nil {
-		return 0, "", err
-	}
-	r, err := (&http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}).Do(request)
-	if err != nil {
-		return 0, "", err
-	}
-	defer r.Body.Close()
-	b, err := io.ReadAll(r.Body)
-	return r.StatusCode, string(b), err
 }
 
 // status is what the command says, by the names of pods.
